@@ -1,0 +1,1 @@
+"""learned_opt: optimizers that are learned."""

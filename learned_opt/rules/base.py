@@ -1,0 +1,145 @@
+"""The one interface of this package: a Rule is an update rule, hand-made or learned.
+
+A rule is an `nn.Module` without any state of its own: what it remembers travels through `forward`.
+Its parameters are the meta-parameters theta; a hand-made rule's hyperparameters are parameters too
+and may carry the problem axis, so that a whole sweep moves as one batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from learned_opt.errors import LearnedOptError, require, unknown_name
+from learned_opt.trees import Params, Tree
+
+
+class Rule(nn.Module, ABC):
+    """An update rule for ``N`` problems at once; pure apart from the generator it is handed.
+
+    Attributes:
+        name: the registered name.
+        needs_loss: whether `forward` must be given the loss.
+        needs_rng: whether `forward` must be given a generator.
+    """
+
+    name: ClassVar[str]
+    needs_loss: ClassVar[bool] = False
+    needs_rng: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, params: Params) -> Tree:
+        """The state before the first step.
+
+        Args:
+            params: starting points, each ``[N, *shape]``.
+
+        Returns:
+            A tree of tensors ``[N, ...]`` (every leaf carries the problem axis first).
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        grads: Params,
+        state: Tree,
+        params: Params,
+        *,
+        loss: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Params, Tree]:
+        """One step.
+
+        Args:
+            grads: gradients, each ``[N, *shape]``.
+            state: what `init` or the last `forward` returned; not modified.
+            params: current points; not modified.
+            loss: ``[N]`` losses at `params`, if known.
+            rng: source of this step's random numbers, drawn as one tensor per parameter for the
+                whole batch: a noise stream belongs to a batch, not to a problem.
+
+        Returns:
+            ``(updates, state)``: what to add to each parameter, and the new state.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, JSON-able, that rebuild this rule's structure (without theta)."""
+        return {}
+
+
+class HandMade(Rule):
+    """A rule whose theta are named scalar hyperparameters, each a 0-d or ``[N]`` float64 parameter.
+
+    Args:
+        hyperparameters: name -> value, or ``[N]`` values for a sweep.
+
+    Raises:
+        LearnedOptError: if a value is negative or not finite.
+    """
+
+    defaults: ClassVar[dict[str, float]]
+
+    def __init__(self, **hyperparameters: float | Tensor) -> None:
+        super().__init__()
+        for key, value in hyperparameters.items():
+            tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+            require(
+                bool(torch.isfinite(tensor).all()) and bool((tensor >= 0).all()),
+                f"{self.name}: {key} must be finite and not negative, got {value}",
+            )
+            require(
+                tensor.dim() <= 1, f"{self.name}: {key} must be a scalar or [N], got {value!r}"
+            )
+            setattr(self, key, nn.Parameter(tensor))
+
+    def config(self) -> dict[str, Any]:
+        """The hyperparameters as plain numbers (lists for a sweep)."""
+        return {key: value.detach().tolist() for key, value in self.named_parameters()}
+
+
+_REGISTRY: dict[str, Callable[..., Rule]] = {}
+
+
+def register_rule(factory: type[Rule]) -> type[Rule]:
+    """Class decorator: make a rule available to `get_rule` and to weight files under its ``name``."""
+    if factory.name in _REGISTRY:
+        raise LearnedOptError(f"rule '{factory.name}' is registered twice")
+    _REGISTRY[factory.name] = factory
+    return factory
+
+
+def get_rule(name: str, **settings: Any) -> Rule:
+    """Build a registered rule with fresh theta.
+
+    Args:
+        name: a registered name.
+        settings: keyword arguments of its constructor.
+
+    Returns:
+        The rule.
+
+    Raises:
+        LearnedOptError: if the name or a setting is unknown or a value out of range.
+
+    Examples:
+        >>> float(get_rule("sgd", learning_rate=0.5).learning_rate)
+        0.5
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("rule", name, _REGISTRY)
+    try:
+        return _REGISTRY[name](**settings)
+    except TypeError as error:
+        raise LearnedOptError(f"rule '{name}': {error}") from error
+
+
+def registered_rules() -> dict[str, str]:
+    """Registered names with the first line of each rule's docstring."""
+    return {
+        name: (factory.__doc__ or "").strip().splitlines()[0]
+        for name, factory in sorted(_REGISTRY.items())
+    }

@@ -1,0 +1,97 @@
+"""Nested dictionaries of tensors that all carry the problem axis first.
+
+Parameters, rule states and problem constants are such trees. Because every leaf is ``[N, ...]``,
+one function each suffices to detach, select, move, flatten or stack them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Params: TypeAlias = dict[str, Tensor]
+"""Named parameter tensors, each ``[N, *shape]``."""
+
+Tree: TypeAlias = dict[str, "Tensor | Tree"]
+"""Nested dictionary whose leaves are tensors ``[N, ...]``."""
+
+
+def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `function` to every leaf of `tree`, keeping its structure.
+
+    Args:
+        function: what to do with a leaf.
+        tree: the tree to map.
+
+    Returns:
+        A new tree.
+    """
+    return {
+        key: tree_map(function, value) if isinstance(value, dict) else function(value)
+        for key, value in tree.items()
+    }
+
+
+def detach(tree: Tree) -> Tree:
+    """Cut every leaf from the autograd graph."""
+    return tree_map(torch.Tensor.detach, tree)
+
+
+def select(tree: Tree, index: Tensor) -> Tree:
+    """Keep the problems that `index` (boolean mask or integer positions) names."""
+    return tree_map(lambda leaf: leaf[index], tree)
+
+
+def repeat(tree: Tree, num_repeats: int) -> Tree:
+    """Repeat the whole batch `num_repeats` times: problem ``i`` goes to ``i + k N``."""
+    return tree_map(lambda leaf: leaf.repeat(num_repeats, *([1] * (leaf.dim() - 1))), tree)
+
+
+def leaves(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
+    """The leaves by dotted path, in insertion order."""
+    flat: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(leaves(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def flatten(params: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate parameters to one matrix ``[N, P]``, tensors in order, each in row-major order."""
+    parts = [p.flatten(1) if p.dim() > 1 else p.unsqueeze(1) for p in params.values()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> Params:
+    """Undo `flatten`: split ``[N, P]`` into tensors shaped as those of `like`."""
+    sizes = [p[0].numel() for p in like.values()]
+    parts = flat.split(sizes, dim=1)
+    return {
+        name: part.reshape(part.shape[0], *p.shape[1:])
+        for (name, p), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def per_problem(values: Tensor, like: Tensor) -> Tensor:
+    """Shape a scalar or ``[N]`` tensor so that it multiplies `like` ``[N, ...]``, in its dtype."""
+    values = values.to(like.dtype)
+    return values.reshape(-1, *([1] * (like.dim() - 1))) if values.dim() else values
+
+
+def squared_norm(tree: Mapping[str, Tensor]) -> Tensor:
+    """Squared Euclidean norm over all tensors of each problem, ``[N]``."""
+    terms = [p.square().flatten(1).sum(1) if p.dim() > 1 else p.square() for p in tree.values()]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def num_problems(tree: Mapping[str, Tensor]) -> int:
+    """The length of the problem axis."""
+    return next(iter(tree.values())).shape[0]

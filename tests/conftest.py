@@ -1,0 +1,5 @@
+"""Settings that every test shares: one thread, deterministic seeds come from the tests themselves."""
+
+import torch
+
+torch.set_num_threads(1)
