@@ -1,1 +1,1 @@
-
+"""Racing rules: suites, tuning, the runner, event times, statistics, results."""

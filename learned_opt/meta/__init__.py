@@ -1,1 +1,1 @@
-
+"""The outer loop: meta-gradients and the training of rules."""

@@ -126,7 +126,7 @@ def get_rule(name: str, **settings: Any) -> Rule:
         LearnedOptError: if the name or a setting is unknown or a value out of range.
 
     Examples:
-        >>> float(get_rule("sgd", learning_rate=0.5).learning_rate)
+        >>> get_rule("sgd", learning_rate=0.5).learning_rate.item()
         0.5
     """
     if name not in _REGISTRY:

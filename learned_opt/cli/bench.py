@@ -1,0 +1,168 @@
+"""``learned-opt bench``: race rules on a suite, every baseline tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from learned_opt.bench.leaderboard import leaderboard
+from learned_opt.bench.results import Results
+from learned_opt.bench.runner import run_benchmark
+from learned_opt.bench.suites import get_suite
+from learned_opt.cli.options import Options
+from learned_opt.cli.progress import console, progress_bar
+from learned_opt.report.figures import curves_figure, leaderboard_figure
+from learned_opt.report.page import write_report
+from learned_opt.report.wandb_results import how_to_view, log_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Race rules on suites, tune every baseline equally, write results, page and W&B runs."""
+
+    suites: tyro.conf.Positional[tuple[str, ...]] = ("quick",)
+    """Suites by name; `learned-opt list suites` shows them."""
+    rules: tuple[str, ...] = ()
+    """Rules by name or path to .safetensors; by default every baseline and the bundled LSTM."""
+    out: Path = Path("runs/bench")
+    """Folder for shards, page and W&B runs; an interrupted run goes on from what is there."""
+    num_instances: int = 25
+    """Fresh problem instances per task that the numbers are reported on."""
+    num_tuning_instances: int = 8
+    """Problem instances per task that hyperparameters are chosen on."""
+    tuning_trials: tuple[int, ...] = (0, 4, 16, 64)
+    """Tuning budgets to report: number of Sobol trials per baseline and task (0: defaults)."""
+    budget_scale: float = 1.0
+    """Multiplies every task's budget of gradient evaluations."""
+    workers: int = 1
+    """Processes; the numbers do not depend on it."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Precision of the runs."""
+    options: Options = Options()
+
+    def main(self) -> None:
+        """Run, report, log, and end in a short table."""
+        self.options.apply()
+        results = race(
+            self.suites,
+            rules=self.rules or None,
+            out=self.out,
+            seed=self.options.seed,
+            num_instances=self.num_instances,
+            num_tuning_instances=self.num_tuning_instances,
+            tuning_trials=self.tuning_trials,
+            budget_scale=self.budget_scale,
+            workers=self.workers,
+            device=self.options.device,
+            dtype=self.dtype,
+        )
+        present(results, self.out, options=self.options)
+
+
+def race(
+    suites: Sequence[str],
+    *,
+    rules: Sequence[str] | None,
+    out: Path,
+    seed: int,
+    num_instances: int,
+    num_tuning_instances: int,
+    tuning_trials: Sequence[int],
+    budget_scale: float,
+    workers: int,
+    device: str,
+    dtype: str,
+) -> Results:
+    """`run_benchmark` under a progress bar; the arguments are its own."""
+    entries = [entry for suite in suites for entry in get_suite(suite)]
+    name = suites[0] if len(suites) == 1 else entries
+    with progress_bar() as bar:
+        line = bar.add_task("benchmark", total=None, note="")
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            bar.update(line, completed=done, total=total, note=note)
+
+        return run_benchmark(
+            name,
+            rules=rules,
+            out=out,
+            seed=seed,
+            num_instances=num_instances,
+            num_tuning_instances=num_tuning_instances,
+            tuning_trials=tuning_trials,
+            budget_scale=budget_scale,
+            workers=workers,
+            device=device,
+            dtype=getattr(torch, dtype),
+            on_progress=on_progress,
+        )
+
+
+def present(
+    results: Results,
+    out: Path,
+    *,
+    options: Options,
+    weights: Path | None = None,
+    training_history: Path | None = None,
+) -> None:
+    """Write page and figures, log to W&B, print the short table and how to look at it all.
+
+    Args:
+        results: finished results.
+        out: folder for report.html, the figures and the W&B runs.
+        options: shared options.
+        weights: weights that were trained on the way, logged as an artifact.
+        training_history: JSON lines of their training, drawn into the page.
+    """
+    with console.status("writing the page"):
+        page = write_report(
+            results, out / "report.html", seed=options.seed, training_history=training_history
+        )
+        figures = {
+            "leaderboard": leaderboard_figure(results, out / "leaderboard.png"),
+            "curves": curves_figure(results, out / "curves.png"),
+        }
+    runs: list[Path] = []
+    if options.wandb != "disabled":
+        with console.status("logging to W&B"):
+            runs = log_results(
+                results,
+                project=options.project,
+                group=out.name,
+                mode=options.wandb,
+                directory=out,
+                figures=figures,
+                weights=weights,
+            )
+    screen = Console()
+    screen.print(_short_table(results, seed=options.seed))
+    screen.print(f"page     {page}", soft_wrap=True)
+    screen.print(f"results  {out} (Parquet)", soft_wrap=True)
+    if weights is not None:
+        screen.print(f"weights  {weights}", soft_wrap=True)
+    if runs:
+        screen.print(how_to_view(runs), soft_wrap=True)
+
+
+def _short_table(results: Results, *, seed: int) -> Table:
+    table = Table(
+        "rule",
+        "trials",
+        "solved",
+        "95 % interval",
+        "time / best baseline",
+        "95 % interval ",
+        "diverged",
+        title="All families; time is RMST to the solve target, lower is better",
+    )
+    for row in leaderboard(results, by="overall", seed=seed):
+        table.add_row(str(row))
+    return table

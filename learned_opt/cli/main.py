@@ -1,0 +1,67 @@
+"""Entry point: parse, run, and turn failures into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from learned_opt.cli.bench import Bench
+from learned_opt.cli.list import List
+from learned_opt.cli.report import Report
+from learned_opt.cli.run import Run
+from learned_opt.cli.train import Train
+from learned_opt.errors import LearnedOptError
+
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+)
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+    Args:
+        argv: arguments without the program's name; None takes them from the process.
+
+    Raises:
+        SystemExit: always on failure, with the codes above.
+    """
+    # tyro types a union of commands as object.
+    command: Run | Train | Bench | Report | List = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="learned-opt",
+        description="Optimizers that are learned: train them, race them, look at them.",
+        args=argv,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+    try:
+        command.main()
+    except LearnedOptError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail(
+            "interrupted; what was finished is kept, the same command goes on from there "
+            "(train: with --resume True)",
+            EXIT_INTERRUPTED,
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail("no space left on the disk; what was finished is kept", EXIT_FAILURE)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"learned-opt: {sentence}", file=sys.stderr)
+    raise SystemExit(code)

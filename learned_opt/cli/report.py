@@ -1,0 +1,29 @@
+"""``learned-opt report``: redraw the page from a results folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from learned_opt.bench.results import Results
+from learned_opt.cli.options import Options
+from learned_opt.report.page import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the self-contained HTML page of finished results; runs nothing again."""
+
+    results: tyro.conf.Positional[Path]
+    """Folder that `learned-opt bench` or `run` wrote."""
+    out: Path | None = None
+    """Page to write; by default report.html in the results folder."""
+    options: Options = Options()
+
+    def main(self) -> None:
+        """Write the page and say where it is."""
+        self.options.apply()
+        path = self.out or self.results / "report.html"
+        print(write_report(Results.load(self.results), path, seed=self.options.seed))

@@ -1,0 +1,121 @@
+"""``learned-opt train``: meta-train a learned rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from learned_opt.cli.options import Options
+from learned_opt.cli.progress import console, progress_bar
+from learned_opt.errors import require
+from learned_opt.meta.horizons import Fixed, Horizon, LogUniform
+from learned_opt.meta.trainer import TrainConfig, TrainResult, meta_train
+from learned_opt.rules.base import Rule, get_rule
+from learned_opt.tasks.base import Task, get_task
+from learned_opt.tracking import open_tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Meta-train a learned rule by truncated back-propagation through its own runs."""
+
+    rule: tyro.conf.Positional[Literal["lstm", "rnnprop"]] = "lstm"
+    """Architecture."""
+    tasks: tuple[str, ...] = ("random_quadratic",)
+    """Tasks to train on, by name; each episode draws one."""
+    out: Path = Path("runs/train")
+    """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint."""
+    num_outer_steps: int = 2000
+    """Outer updates, one per truncation."""
+    num_problems: int = 64
+    """Problems that move together in an episode."""
+    truncation: int = 20
+    """Inner steps per outer update."""
+    horizon: tuple[int, ...] = (100,)
+    """Inner steps per episode: one number, or two for log-uniform draws between them."""
+    objective: str = "log_gap"
+    """Meta-objective: sum, final, log, log_gap, ..."""
+    learning_rate: float = 3e-3
+    """Outer Adam's first learning rate; it decays by a cosine."""
+    random_scaling: float | None = None
+    """Range r of pointwise random scaling exp(U(-r, r)); none by default."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints."""
+    resume: bool = False
+    """Go on from the checkpoint in the output folder, bit for bit."""
+    options: Options = Options()
+
+    def main(self) -> None:
+        """Train and say where the weights are."""
+        self.options.apply()
+        require(
+            1 <= len(self.horizon) <= 2,
+            f"--horizon takes one or two numbers of steps, got {self.horizon}",
+        )
+        horizon: Horizon = (
+            Fixed(self.horizon[0]) if len(self.horizon) == 1 else LogUniform(*self.horizon)
+        )
+        config = TrainConfig(
+            num_outer_steps=self.num_outer_steps,
+            num_problems=self.num_problems,
+            truncation=self.truncation,
+            horizon=horizon,
+            objective=self.objective,
+            learning_rate=self.learning_rate,
+            random_scaling=self.random_scaling,
+            checkpoint_seconds=self.checkpoint_seconds,
+            seed=self.options.seed,
+        )
+        result = train(
+            get_rule(self.rule, seed=self.options.seed),
+            [get_task(name) for name in self.tasks],
+            config=config,
+            out=self.out,
+            options=self.options,
+            resume=self.resume,
+        )
+        print(result.best)
+
+
+def train(
+    rule: Rule,
+    tasks: Sequence[Task],
+    *,
+    config: TrainConfig,
+    out: Path,
+    options: Options,
+    resume: bool = False,
+) -> TrainResult:
+    """`meta_train` under a progress bar, tracked; the arguments are its own."""
+    tracker = open_tracker(
+        options.wandb,
+        project=options.project,
+        group="meta-training",
+        name=f"train-{rule.name}",
+        config={"tasks": [task.name for task in tasks]},
+        directory=out,
+    )
+    with progress_bar() as bar:
+        line = bar.add_task(f"training {rule.name}", total=config.num_outer_steps, note="")
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            bar.update(line, completed=done, total=total, note=note)
+
+        try:
+            result = meta_train(
+                rule,
+                tasks,
+                config=config,
+                out=out,
+                tracker=tracker,
+                resume=resume,
+                on_progress=on_progress,
+            )
+        finally:
+            tracker.finish()
+    console.print(f"best weights: {result.best}")
+    return result

@@ -1,0 +1,148 @@
+"""The settings of a meta-training run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, final
+
+import torch
+
+from learned_opt.errors import require, unknown_name
+from learned_opt.meta.horizons import Fixed, Horizon
+from learned_opt.meta.objectives import get_objective
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""Floating-point types by name."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `meta_train`; everything but the rule and the tasks.
+
+    Attributes:
+        num_outer_steps: outer updates, one per truncation.
+        num_problems: problems that move together in an episode.
+        truncation: inner steps that an outer update back-propagates through.
+        horizon: how many inner steps an episode lasts.
+        objective: name of the meta-objective: ``sum``, ``final``, ``log`` or ``log_gap``.
+        epsilon: floor of the logarithmic objectives, relative to the loss or gap at the start.
+        task_weights: relative probability of each task; None makes them equal.
+        random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
+            training problems (Lv et al. 2017, arXiv:1703.03633, use 3); None leaves them alone.
+        second_order: differentiate through the gradients that the rule sees.
+        learning_rate: outer Adam's first learning rate.
+        final_learning_rate_fraction: what the cosine decay leaves of it in the end.
+        clip_norm: largest Euclidean norm of the meta-gradient; longer ones are shortened.
+        max_nonfinite_in_a_row: outer steps in a row whose meta-loss or meta-gradient may be not
+            finite before the run is given up.
+        seed: of everything random in training.
+        evaluate_every: outer steps between evaluations on the held-out problems.
+        num_eval_problems: held-out problems of each task, the same in every run.
+        eval_steps: inner steps of an evaluation; None takes the longest horizon.
+        log_every: outer steps that one line of the history covers.
+        checkpoint_seconds: seconds between checkpoints; 0 writes one after every outer step.
+        dtype: ``float32`` or ``float64``, of theta and of the problems.
+        device: where theta and the problems live.
+    """
+
+    num_outer_steps: int = 2000
+    num_problems: int = 64
+    truncation: int = 20
+    horizon: Horizon = field(default=Fixed(100))
+    objective: str = "log_gap"
+    epsilon: float = 1e-6
+    task_weights: tuple[float, ...] | None = None
+    random_scaling: float | None = None
+    second_order: bool = False
+    learning_rate: float = 3e-3
+    final_learning_rate_fraction: float = 0.02
+    clip_norm: float = 1.0
+    max_nonfinite_in_a_row: int = 50
+    seed: int = 0
+    evaluate_every: int = 200
+    num_eval_problems: int = 128
+    eval_steps: int | None = None
+    log_every: int = 10
+    checkpoint_seconds: float = 120.0
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_outer_steps",
+            "num_problems",
+            "truncation",
+            "epsilon",
+            "learning_rate",
+            "clip_norm",
+            "max_nonfinite_in_a_row",
+            "evaluate_every",
+            "num_eval_problems",
+            "log_every",
+        ):
+            value = getattr(self, name)
+            require(value > 0 and math.isfinite(value), f"{name} must be positive, got {value}")
+        require(
+            0 <= self.final_learning_rate_fraction <= 1,
+            "final_learning_rate_fraction must lie in [0, 1], "
+            f"got {self.final_learning_rate_fraction}",
+        )
+        require(
+            self.eval_steps is None or self.eval_steps >= 1,
+            f"eval_steps must be positive or None, got {self.eval_steps}",
+        )
+        require(
+            self.random_scaling is None or self.random_scaling > 0,
+            f"random_scaling must be positive or None, got {self.random_scaling}",
+        )
+        require(
+            self.checkpoint_seconds >= 0,
+            f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}",
+        )
+        get_objective(self.objective)
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, DTYPES)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type that `dtype` names."""
+        return DTYPES[self.dtype]
+
+    @property
+    def num_eval_steps(self) -> int:
+        """Inner steps of an evaluation."""
+        return self.horizon.longest if self.eval_steps is None else self.eval_steps
+
+    def learning_rate_at(self, step: int) -> float:
+        """Outer learning rate of the update number `step`, counted from 0."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.num_outer_steps))
+        low = self.final_learning_rate_fraction
+        return self.learning_rate * (low + (1 - low) * cosine)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as JSON holds them."""
+        settings = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        settings["horizon"] = self.horizon.config()
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+
+def stream_seed(purpose: str, seed: int) -> int:
+    """The seed of an independent random stream.
+
+    Hashing keeps training away from the problems that a plain ``task.sample(n, seed=seed)`` names,
+    which benchmarks draw.
+
+    Args:
+        purpose: what the stream is for.
+        seed: the user's seed.
+
+    Returns:
+        A seed below ``2**63``.
+    """
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,71 @@
+"""The interface of the outer gradient: how to estimate d(meta-objective) / d(theta).
+
+Truncated back-propagation and evolution strategies differ in nothing else, so the trainer knows
+this interface alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from learned_opt.rules.base import Rule
+
+State = TypeVar("State")
+"""Whatever an estimator carries from one outer step to the next."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Generic[State]):
+    """What one outer step learns about theta.
+
+    Attributes:
+        meta_loss: 0-d meta-objective of the steps taken, detached.
+        grads: estimated gradient of each trainable parameter of the rule, in `trainable` order.
+        state: where the estimator stands now; None asks for a fresh start.
+        diagnostics: numbers worth logging; tensors are 0-d.
+    """
+
+    meta_loss: Tensor
+    grads: tuple[Tensor, ...]
+    state: State | None
+    diagnostics: Mapping[str, float | Tensor]
+
+
+class MetaGradient(ABC, Generic[State]):
+    """An estimator of the meta-gradient; pure apart from the generator it is handed."""
+
+    @abstractmethod
+    def estimate(
+        self, rule: Rule, state: State | None, *, progress: float, rng: torch.Generator
+    ) -> Estimate[State]:
+        """Run the inner loops a little further and estimate the gradient.
+
+        Args:
+            rule: the rule whose theta is trained; not modified.
+            state: what the last estimate returned; None starts anew.
+            progress: the fraction of outer steps done, in ``[0, 1]``.
+            rng: CPU generator, advanced.
+
+        Returns:
+            Meta-loss, gradient and new state.
+        """
+
+    @abstractmethod
+    def pack(self, state: State) -> dict[str, Any]:
+        """`state` as plain containers of tensors, numbers and strings, for a checkpoint."""
+
+    @abstractmethod
+    def unpack(self, packed: Mapping[str, Any]) -> State:
+        """Undo `pack`."""
+
+
+def trainable(rule: Rule) -> list[Tensor]:
+    """The parameters of `rule` that meta-training moves, in the order that gradients come in."""
+    return [parameter for parameter in rule.parameters() if parameter.requires_grad]

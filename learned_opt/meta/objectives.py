@@ -1,0 +1,107 @@
+"""What meta-training minimises: one number from the losses of ``N`` inner loops.
+
+The loss before the first step is not the rule's doing, so column 0 never counts.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from learned_opt.errors import unknown_name
+from learned_opt.tasks.base import Facts
+
+
+class Objective(Protocol):
+    """A meta-objective."""
+
+    def __call__(self, losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+        """Judge one truncation.
+
+        Args:
+            losses: ``[N, T + 1]`` losses; column ``t`` is the loss after ``t`` steps of it.
+            facts: known levels of the problems.
+            initial: ``[N]`` losses before the first step of the whole episode.
+            epsilon: relative floor inside logarithms, positive.
+
+        Returns:
+            The scalar to minimise.
+        """
+
+
+def relative_gaps(losses: Tensor, *, facts: Facts, initial: Tensor) -> Tensor:
+    r"""Distance above the minimum in units of the distance at the start.
+
+    $$ \frac{(f_t - f^*)_+}{\max(f_0, f_{ref}) - f^*} $$
+
+    Invariant under ``f -> a f + b``. The reference level only matters where a noisy first loss
+    falls below it. A minibatch loss below the minimum counts as no gap.
+
+    Args:
+        losses: ``[N, T]`` losses.
+        facts: known levels of the problems.
+        initial: ``[N]`` losses before the first step of the episode.
+
+    Returns:
+        ``[N, T]`` relative gaps.
+    """
+    unit = torch.maximum(initial, facts.reference) - facts.minimum
+    return (losses - facts.minimum[:, None]).clamp_min(0) / unit[:, None]
+
+
+def summed(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    """Sum over steps, mean over problems: all weights one, as Andrychowicz et al. 2016, eq. 3."""
+    del facts, initial, epsilon
+    return losses[:, 1:].sum(1).mean()
+
+
+def final(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    """The last loss alone, mean over problems."""
+    del facts, initial, epsilon
+    return losses[:, -1].mean()
+
+
+def log_relative(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    r"""Mean of $\log(f_t / f_0 + \epsilon)$, for losses that are never negative.
+
+    The objective of Wichrowska et al. 2017 (arXiv:1703.04813), with a floor so that a solved
+    problem does not rule the mean.
+    """
+    del facts
+    return torch.log(losses[:, 1:] / initial[:, None] + epsilon).mean()
+
+
+def log_gap(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    r"""Mean of $\log((f_t - f^*) / (f_0 - f^*) + \epsilon)$; see `relative_gaps`."""
+    gaps = relative_gaps(losses[:, 1:], facts=facts, initial=initial)
+    return torch.log(gaps + epsilon).mean()
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "sum": summed,
+    "final": final,
+    "log": log_relative,
+    "log_gap": log_gap,
+}
+"""Meta-objectives by name."""
+
+
+def get_objective(name: str) -> Objective:
+    """The meta-objective called `name`.
+
+    Raises:
+        LearnedOptError: if there is none; the nearest name is suggested.
+
+    Examples:
+        >>> import torch
+        >>> zero = torch.zeros(1)
+        >>> facts = Facts(minimum=zero, reference=zero, next_level=zero, levels=torch.zeros(1, 0))
+        >>> losses = torch.tensor([[4.0, 2.0, 1.0]])
+        >>> get_objective("sum")(losses, facts=facts, initial=losses[:, 0], epsilon=1e-6).item()
+        3.0
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES)
+    return OBJECTIVES[name]

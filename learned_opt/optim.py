@@ -1,0 +1,301 @@
+"""LearnedOptimizer: any rule, hand-made or learned, as a ``torch.optim.Optimizer``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeAlias, cast, final
+
+import torch
+from torch import Tensor
+
+from learned_opt.errors import LearnedOptError, require
+from learned_opt.rules.base import HandMade, Rule
+from learned_opt.rules.weights import resolve_rule
+from learned_opt.trees import Params, Tree, leaves, tree_map
+
+Group: TypeAlias = dict[str, Any]
+
+_RULE_STATE = "rule_state"
+_GENERATOR_STATE = "generator_state"
+
+
+@final
+class LearnedOptimizer(torch.optim.Optimizer):
+    """Drop-in optimizer that moves parameters by a `Rule`.
+
+    Each parameter group is one problem to the rule: a norm, or a rule's global features, span the
+    whole group. Groups added later start with fresh rule state.
+
+    Learned rules compute in the type of their theta (float32), hand-made rules in float32, or in
+    float64 if a parameter of the group is float64. Rule state stays in that type, whatever the
+    parameters are; parameters are rounded once a step, after the update was added.
+
+    A parameter whose gradient is None does not move, and what the rule keeps of it alone (a
+    momentum) is left as it was. To rules that do not keep tensors apart (the recurrent ones) it
+    looks like a zero gradient. A group without any gradient is skipped altogether.
+
+    As in ``torch.optim``, gradients that are NaN are not looked for.
+
+    Args:
+        params: parameters, named parameters, or groups of either, as for any torch optimizer.
+            Groups may set ``lr`` and ``weight_decay``.
+        rule: name of bundled weights or of a hand-made rule, path of a weight file, or a `Rule`,
+            which is copied: its theta is never trained, nor listed in ``param_groups``.
+        lr: factor on the rule's own steps, for schedulers and by hand. It is not a learning rate in
+            the usual sense: 1 means the steps that the rule was trained to take.
+        weight_decay: each step also subtracts ``lr * weight_decay * parameter``, decoupled from the
+            gradient as in AdamW. Because ``lr`` is around 1 here, not around 1e-3, values are
+            correspondingly smaller: AdamW's ``lr=1e-3, weight_decay=1e-2`` is 1e-5 here.
+        seed: of the random numbers of rules that use them; each group has a stream of its own.
+
+    Raises:
+        LearnedOptError: if the rule cannot be found or loaded, is a sweep, or a setting or a
+            parameter's type is not supported.
+
+    Examples:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = LearnedOptimizer(model.parameters(), "adam", lr=0.5)
+        >>> model(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: str | Path | Rule = "lstm",
+        *,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        rule = copy.deepcopy(rule) if isinstance(rule, Rule) else resolve_rule(rule)
+        self.rule = rule.requires_grad_(requires_grad=False).eval()
+        self.seed = seed
+        for key, value in rule.named_parameters() if isinstance(rule, HandMade) else ():
+            require(
+                value.numel() == 1,
+                f"rule '{rule.name}': {key} must be one number here, got a sweep of "
+                f"{value.numel()}",
+            )
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; they are a problem of their own to the rule.
+
+        Args:
+            param_group: ``params``, and optionally ``lr`` and ``weight_decay``.
+
+        Raises:
+            LearnedOptError: if a setting is negative or a parameter is not real floating-point.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _require_supported(group)
+        except LearnedOptError:
+            self.param_groups.pop()
+            raise
+
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], float | Tensor] | None = None,
+        *,
+        loss: float | Tensor | None = None,
+    ) -> float | Tensor | None:
+        """Move the parameters once.
+
+        Args:
+            closure: clears gradients, computes the loss, calls ``backward`` and returns the loss.
+            loss: the loss at the current parameters, if known and no closure is given. Rules that
+                look at it do better with it.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            LearnedOptError: if a gradient is sparse or complex, the loss is not one number, both
+                `closure` and `loss` are given, or the rule needs a loss and has none. Nothing has
+                moved then.
+        """
+        require(
+            closure is None or loss is None, "step takes a closure or a loss, got both: drop one"
+        )
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = loss = closure()
+        value = None if loss is None else torch.as_tensor(loss).detach()
+        require(
+            value is None or value.numel() == 1,
+            f"loss must be one number, got shape {tuple(value.shape) if value is not None else ()}",
+        )
+        require(
+            value is not None or not self.rule.needs_loss,
+            f"rule '{self.rule.name}' needs the loss: call step(closure) or step(loss=loss)",
+        )
+        for group in self.param_groups:
+            _require_dense(group)
+        with torch.no_grad():
+            for index, group in enumerate(self.param_groups):
+                self._step_group(index, group, value)
+        return result
+
+    def _step_group(self, index: int, group: Group, loss: Tensor | None) -> None:
+        """Move one group."""
+        tensors = _named(group)
+        skipped = [name for name, p in tensors.items() if p.grad is None]
+        if len(skipped) == len(tensors):
+            return
+        params = self._as_problem(tensors)
+        like = next(iter(params.values()))
+        self.rule.to(like.device)
+        first = group["params"][0]
+        stored = self.state[first]
+        old = stored.get(_RULE_STATE)
+        old = self.rule.init(params) if old is None else old
+        grads = self._as_problem({
+            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in tensors.items()
+        })
+        rng = None
+        if self.rule.needs_rng:
+            rng = torch.Generator().manual_seed(self.seed + index)
+            if _GENERATOR_STATE in stored:
+                rng.set_state(stored[_GENERATOR_STATE])
+        updates, new = self.rule(
+            grads,
+            old,
+            params,
+            loss=None if loss is None else loss.reshape(1).to(like),
+            rng=rng,
+        )
+        # Replaced, not written into: dictionaries that state_dict handed out stay as they were.
+        kept = _keep(skipped, old, new, names=set(tensors)) if skipped else new
+        self.state[first] = {_RULE_STATE: kept}
+        if rng is not None:
+            self.state[first][_GENERATOR_STATE] = rng.get_state()
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        for name, p in tensors.items():
+            if p.grad is not None:
+                update = updates[name][0]
+                precise = p.to(torch.promote_types(p.dtype, update.dtype))
+                p.copy_(precise * (1 - lr * weight_decay) + lr * update)
+
+    def _as_problem(self, tensors: dict[str, Tensor]) -> Params:
+        """Copies of the tensors with a problem axis of one, in the type the rule computes in.
+
+        Copies, because a rule may keep what it is given (the last point, the last gradient), while
+        parameters and gradients are changed in place here and by the training loop.
+        """
+        if isinstance(self.rule, HandMade):
+            is_double = any(t.dtype == torch.float64 for t in tensors.values())
+            dtype = torch.float64 if is_double else torch.float32
+        else:
+            dtype = next((p.dtype for p in self.rule.parameters()), torch.float32)
+        return {name: t.detach().to(dtype, copy=True).unsqueeze(0) for name, t in tensors.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, exactly.
+
+        Args:
+            state_dict: of a `LearnedOptimizer` with the same rule and parameters of equal shapes.
+
+        Raises:
+            LearnedOptError: if the state is another rule's or fits other parameters. Nothing has
+                been loaded then.
+        """
+        # Torch casts floating-point state to the type of its parameter; a rule's state must keep
+        # its own, so it is taken from the dictionary (as the user's hooks leave it) once more.
+        seen: dict[str, Any] = {}
+
+        def check(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            del optimizer
+            seen.update(self._checked(state_dict))
+
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self.state.clear()
+        self.state.update(seen["state"])
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state by parameter, moved to its device, or an error if it does not fit."""
+        state: dict[Tensor, dict[str, Any]] = {}
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            if len(saved["params"]) != len(group["params"]):
+                break  # torch raises its own error
+            entry = {}
+            for index in saved["params"]:
+                entry.update(state_dict["state"].get(index, {}))
+            tensors = _named(group)
+            if not entry or not tensors:
+                continue
+            expected = leaves(self.rule.init(self._as_problem(tensors)))
+            found = leaves(entry[_RULE_STATE]) if _RULE_STATE in entry else None
+            require(
+                found is not None
+                and {k: v.shape for k, v in found.items()}
+                == {k: v.shape for k, v in expected.items()},
+                f"the loaded optimizer state does not fit the rule '{self.rule.name}' on these "
+                "parameters: it must come from a LearnedOptimizer with the same rule and shapes",
+            )
+            device = group["params"][0].device
+            loaded = {
+                _RULE_STATE: tree_map(lambda leaf: leaf.to(device).clone(), entry[_RULE_STATE])  # noqa: B023
+            }
+            if _GENERATOR_STATE in entry:
+                loaded[_GENERATOR_STATE] = entry[_GENERATOR_STATE].cpu().clone()
+            state[group["params"][0]] = loaded
+        return {"state": state}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch's own list of what to copy and pickle has no place for the rule.
+        return {**super().__getstate__(), "rule": self.rule, "seed": self.seed}
+
+
+def _named(group: Group) -> dict[str, Tensor]:
+    """The group's parameters by position, without those that have no elements."""
+    return {f"param_{i}": p for i, p in enumerate(group["params"]) if p.numel()}
+
+
+def _keep(skipped: list[str], old: Tree, new: Tree, *, names: set[str]) -> Tree:
+    """`new`, with the entries of `skipped` as in `old` wherever a dictionary is per parameter."""
+    if set(new) == names:
+        return {k: old[k] if k in skipped else v for k, v in new.items()}
+    return {
+        k: _keep(skipped, cast(Tree, old[k]), v, names=names) if isinstance(v, dict) else v
+        for k, v in new.items()
+    }
+
+
+def _label(group: Group, position: int) -> str:
+    """How to call a parameter in an error."""
+    names = group.get("param_names")
+    return f"parameter '{names[position]}'" if names else f"parameter {position} of its group"
+
+
+def _require_supported(group: Group) -> None:
+    for key in ("lr", "weight_decay"):
+        require(group[key] >= 0, f"{key} must not be negative, got {group[key]}")
+    for position, p in enumerate(group["params"]):
+        require(
+            p.is_floating_point(),
+            f"{_label(group, position)} must be real floating-point, got {p.dtype}",
+        )
+    devices = sorted({str(p.device) for p in group["params"]})
+    require(
+        len(devices) <= 1,
+        f"a parameter group must be on one device, got {', '.join(devices)}: split the group",
+    )
+
+
+def _require_dense(group: Group) -> None:
+    for position, p in enumerate(group["params"]):
+        if p.grad is not None:
+            require(
+                p.grad.layout == torch.strided,
+                f"{_label(group, position)} has a sparse gradient, which no rule supports",
+            )

@@ -1,0 +1,345 @@
+"""Interactive charts as plain plotly specifications: data, layout, nothing drawn yet."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learned_opt.bench.statistics import ecdf, ert, performance_profile
+from learned_opt.errors import LearnedOptError, require
+from learned_opt.report.field import TARGETS, Entrant, Field, TaskInfo
+from learned_opt.report.styles import Style
+
+INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What plotly draws; traces of a rule carry its key as ``legendgroup``.
+
+    Attributes:
+        title: plain text above the chart.
+        note: plain text under the title, or empty.
+        data: traces.
+        layout: plotly layout.
+        height: in pixels.
+        motion: what the page animates: ``times`` of the frames, and ``paths``, each with its
+            ``line`` and ``head`` trace and its ``step``, ``x``, ``y``; None for a still chart.
+    """
+
+    title: str
+    note: str = ""
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    height: int = 340
+    motion: dict[str, Any] | None = None
+
+
+def rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
+    """Numbers cut to some significant digits, None where not finite: small and valid JSON."""
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values)]
+
+
+def rule_key(entrant: Entrant) -> str:
+    """What legend and traces of an entrant share."""
+    return f"{entrant.rule}@{entrant.tuning_trials}"
+
+
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """A quiet plotly axis."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": GRID,
+        "linecolor": FAINT,
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": FAINT,
+        "automargin": True,
+        "fixedrange": True,
+        **settings,
+    }
+
+
+def log_axis(title: str, low: float, high: float, **settings: Any) -> dict[str, Any]:
+    """A logarithmic axis over ``[low, high]`` that labels powers of ten alone."""
+    decades = math.log10(high / low)
+    return axis(
+        title,
+        type="log",
+        range=[round(math.log10(low), 3), round(math.log10(high), 3)],
+        dtick=max(1, math.ceil(decades / 6)),
+        exponentformat="power",
+        **settings,
+    )
+
+
+def layout(x: dict[str, Any], y: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """The layout that all charts share."""
+    return {
+        "xaxis": x,
+        "yaxis": y,
+        "showlegend": False,
+        "hovermode": "closest",
+        "margin": {"l": 56, "r": 12, "t": 10, "b": 48},
+        "font": {"family": "system-ui, sans-serif", "size": 14, "color": INK},
+        "hoverlabel": {"font": {"size": 14}, "namelength": -1},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        **settings,
+    }
+
+
+def line(
+    entrant: Entrant, style: Style, x: Sequence[Any], y: Sequence[Any], **settings: Any
+) -> dict[str, Any]:
+    """A rule's line."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": entrant.html,
+        "legendgroup": rule_key(entrant),
+        "x": list(x),
+        "y": list(y),
+        "line": {"color": style.colour, "dash": style.dash, "width": style.width, **settings},
+    }
+
+
+def _drawn(field: Field) -> list[tuple[Entrant, Style]]:
+    """Hand-made rules first, so that learned ones lie on top."""
+    order = sorted(field.shown, key=lambda e: e.is_learned)
+    return [(entrant, field.styles[entrant.rule]) for entrant in order]
+
+
+def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 340) -> Chart:
+    """Share of (task, instance, target) triples reached, over gradient evaluations.
+
+    Hansen et al. 2016, arXiv:1605.03560.
+
+    Args:
+        field: the race.
+        tasks: which tasks to count, each with the same weight.
+        title: of the chart.
+        height: in pixels.
+
+    Returns:
+        The chart, one line per shown entrant; who did not run on every task is left out.
+    """
+    budget = max(task.budget for task in tasks)
+    grid = np.unique(np.round(np.geomspace(1, budget, 80)))
+    traces = []
+    for entrant, style in _drawn(field):
+        times = [
+            np.stack([field.times(target, task.label, entrant) for target in TARGETS])
+            for task in tasks
+        ]
+        if all(t.size for t in times):
+            share = np.mean([ecdf(t, grid) for t in times], axis=0)
+            traces.append(
+                line(entrant, style, rounded(grid), rounded(share, 3), shape="hv")
+                | {"hovertemplate": "%{y:.0%} by %{x} gradients<extra>%{fullData.name}</extra>"}
+            )
+    return Chart(
+        title=title,
+        note=f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}",
+        data=traces,
+        layout=layout(
+            log_axis("gradient evaluations", 1, budget),
+            axis("targets reached", range=[0, 1.02], tickformat=".0%"),
+        ),
+        height=height,
+    )
+
+
+RATIOS = np.geomspace(1 / 8, 64, 73)
+"""Where performance profiles are evaluated: even in log ratio, eight to the doubling."""
+
+
+def profile_chart(
+    field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 340
+) -> Chart | None:
+    """Share of tasks solved within a factor of the best hand-made rule's expected running time.
+
+    Dolan & Moré 2002 (arXiv:cs/0102001); the reference is the best shown hand-made rule of each
+    task, so adding a learned rule leaves the other curves as they were, and it may lie left of 1.
+
+    Args:
+        field: the race.
+        tasks: which tasks to count.
+        title: of the chart.
+        height: in pixels.
+
+    Returns:
+        The chart, or None if no hand-made rule ran on all tasks.
+    """
+    drawn = [
+        (entrant, style)
+        for entrant, style in _drawn(field)
+        if all(len(field.rows(task.label, entrant)) for task in tasks)
+    ]
+    costs = np.array([
+        [ert(field.times("t_solve", task.label, entrant), task.budget) for task in tasks]
+        for entrant, _ in drawn
+    ])
+    reference = np.array([not entrant.is_learned for entrant, _ in drawn], dtype=bool)
+    if not reference.any():
+        return None
+    # A start that already meets the target costs nothing; half an evaluation keeps ratios finite.
+    costs = np.maximum(costs, 0.5)
+    shares = performance_profile(costs, costs[reference], RATIOS)
+    return Chart(
+        title=title,
+        note=f"{len(tasks)} tasks, cost: expected gradient evaluations to the solve target",
+        data=[
+            line(entrant, style, rounded(RATIOS), rounded(share, 3), shape="hv")
+            | {
+                "hovertemplate": "within %{x:.2f}x on %{y:.0%} of tasks"
+                "<extra>%{fullData.name}</extra>"
+            }
+            for (entrant, style), share in zip(drawn, shares, strict=True)
+        ],
+        layout=layout(
+            axis(
+                "cost / best hand-made rule on the task",
+                type="log",
+                range=[round(math.log10(1 / 8), 3), round(math.log10(64), 3)],
+                tickvals=[0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64],
+                ticktext=["⅛", "¼", "½", "1", "2", "4", "8", "16", "32", "64"],
+            ),
+            axis("tasks", range=[0, 1.02], tickformat=".0%"),
+            shapes=[_rule_of(x0=1, x1=1, y0=0, y1=1, yref="paper")],
+        ),
+        height=height,
+    )
+
+
+def _rule_of(**position: Any) -> dict[str, Any]:
+    return {
+        "type": "line",
+        "layer": "below",
+        "line": {"color": FAINT, "width": 1, "dash": "dash"},
+        **position,
+    }
+
+
+def curves_chart(field: Field, task: TaskInfo) -> Chart:
+    """Remaining gap over gradient evaluations: medians, quartile bands, known levels.
+
+    Args:
+        field: the race.
+        task: which task.
+
+    Returns:
+        The chart; both axes are logarithmic, and the start (0 gradients) is left out.
+    """
+    bands: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    lowest = 0.1
+    for entrant, style in _drawn(field):
+        band = field.gap_band(task.label, entrant)
+        keep = band.steps >= 1
+        if not keep.any():
+            continue
+        steps = rounded(band.steps[keep])
+        low, median, high = (rounded(v[keep], 3) for v in (band.low, band.median, band.high))
+        lowest = min(lowest, float(band.median[keep].min()))
+        hidden = {"color": style.colour, "width": 0}
+        shared: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines",
+            "line": hidden,
+            "hoverinfo": "skip",
+            "legendgroup": rule_key(entrant),
+            "x": steps,
+        }
+        bands += [
+            shared | {"y": low},
+            shared | {"y": high, "fill": "tonexty", "fillcolor": style.rgba(0.12)},
+        ]
+        lines.append(
+            line(entrant, style, steps, median)
+            | {"hovertemplate": "gap %{y:.2g} after %{x}<extra>%{fullData.name}</extra>"}
+        )
+    bottom = max(lowest / 3, 1e-12)
+    levels = field.levels(task.label)
+    inside = [level for level in levels if level > bottom]
+    return Chart(
+        title=task.label,
+        note=_task_note(task),
+        data=bands + lines,
+        layout=layout(
+            log_axis("gradient evaluations", 1, task.budget),
+            log_axis("remaining gap", bottom, 20),
+            shapes=[_rule_of(x0=0, x1=1, xref="paper", y0=g, y1=g) for g in rounded(inside, 3)],
+        ),
+    )
+
+
+def _task_note(task: TaskInfo) -> str:
+    turned = ", randomly rotated" if task.is_rotated else ""
+    return f"{task.kind}, {task.dim} parameter{'s' if task.dim > 1 else ''}{turned}"
+
+
+def read_history(path: Path) -> tuple[str, list[float], list[float]]:
+    """A meta-loss by outer step from JSON lines such as ``{"step": 3, "meta_loss": 0.5}``.
+
+    Args:
+        path: the file; lines without a step, and other metrics, are passed over.
+
+    Returns:
+        The metric's name (``meta_loss``, else the first with ``loss`` in its name), steps, values.
+
+    Raises:
+        LearnedOptError: if the file is missing, no JSON lines, or holds no loss by step.
+    """
+    require(path.is_file(), f"training history {path} does not exist")
+    try:
+        lines = [json.loads(text) for text in path.read_text("utf-8").splitlines() if text.strip()]
+    except ValueError as error:
+        raise LearnedOptError(f"training history {path} is not JSON lines ({error})") from error
+    steps = [entry for entry in lines if isinstance(entry, dict) and "step" in entry]
+    names = [name for entry in steps for name in entry if "loss" in name]
+    require(bool(names), f"training history {path} holds no loss by step")
+    name = "meta_loss" if "meta_loss" in names else names[0]
+    points = [(float(e["step"]), float(e[name])) for e in steps if name in e]
+    return name, [step for step, _ in points], [value for _, value in points]
+
+
+def training_chart(path: Path) -> Chart:
+    """The meta-loss over outer steps, raw and as a running median.
+
+    Args:
+        path: the training history, JSON lines.
+
+    Returns:
+        The chart.
+    """
+    name, steps, values = read_history(path)
+    at, loss = np.asarray(steps), np.asarray(values)
+    half = max(1, len(loss) // 40)
+    smooth = [np.nanmedian(loss[max(0, i - half) : i + half + 1]) for i in range(len(loss))]
+    thin = slice(None, None, max(1, len(loss) // 600))
+    label = html.escape(name.replace("_", "-"))
+    raw = {"color": "#9aa5b1", "width": 1}
+    bold = {"color": "#D55E00", "width": 3}
+    shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": rounded(at[thin], 6)}
+    return Chart(
+        title="Meta-training",
+        note=f"{name.replace('_', '-')} by outer step; the thick line is a running median",
+        data=[
+            shared | {"y": rounded(loss[thin]), "line": raw, "hoverinfo": "skip"},
+            shared
+            | {
+                "y": rounded(np.asarray(smooth)[thin]),
+                "line": bold,
+                "hovertemplate": "%{y:.4g} at step %{x}<extra></extra>",
+            },
+        ],
+        layout=layout(axis("outer step"), axis(label)),
+    )

@@ -1,0 +1,185 @@
+"""The coordinatewise LSTM of "Learning to learn by gradient descent by gradient descent"."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from learned_opt.actuators import additive
+from learned_opt.errors import require
+from learned_opt.features import log_and_sign
+from learned_opt.rules.base import Rule, register_rule
+from learned_opt.trees import Params, Tree, flatten, unflatten
+
+
+class _LSTMCell(torch.autograd.Function):
+    """One LSTM step with its gradient written out.
+
+    Ten times fewer autograd nodes than the composed operations, and only the activations are kept:
+    in an unrolled inner loop this cell is most of the time and nearly all of the memory.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        size = h.shape[1]
+        inputs = torch.cat((x, h), dim=1)
+        gates = torch.addmm(bias, inputs, weight.t())
+        # tanh(a) = 2 sigmoid(2 a) - 1: one contiguous sigmoid is five times faster on a CPU than
+        # a strided sigmoid and a tanh.
+        candidate = gates[:, 3 * size :]
+        candidate.mul_(2)
+        gates.sigmoid_()
+        candidate.mul_(2).sub_(1)
+        i, f, o, g = gates.chunk(4, dim=1)
+        new_c = torch.addcmul(f * c, i, g)
+        tanh_c = (new_c * 2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(inputs, gates, c, tanh_c, weight)
+        return o * tanh_c, new_c
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        inputs, gates, c, tanh_c, weight = ctx.saved_tensors
+        size = c.shape[1]
+        i, f, o, g = gates.chunk(4, dim=1)
+        # d sigmoid = s (1 - s) for the three gates, d tanh = 1 - g^2 for the candidate.
+        deltas = gates * (1 - gates)
+        torch.sub(1, g.square(), out=deltas[:, 3 * size :])
+        grad_c = torch.addcmul(grad_c, grad_h * o, 1 - tanh_c.square())
+        deltas[:, :size].mul_(grad_c * g)
+        deltas[:, size : 2 * size].mul_(grad_c * c)
+        deltas[:, 2 * size : 3 * size].mul_(grad_h * tanh_c)
+        deltas[:, 3 * size :].mul_(grad_c * i)
+        grad_inputs = deltas @ weight
+        num_inputs = inputs.shape[1] - size
+        return (
+            grad_inputs[:, :num_inputs],
+            grad_inputs[:, num_inputs:],
+            grad_c * f,
+            deltas.t() @ inputs,
+            deltas.sum(0),
+        )
+
+
+class LSTMStack(nn.Module):
+    """Layers of LSTM cells with one bias each, over rows that share the weights.
+
+    Gate order in the weights: input, forget, output (sigmoid), candidate (tanh).
+
+    Args:
+        input_size: number of features a row.
+        hidden_size: units a layer.
+        num_layers: layers.
+    """
+
+    def __init__(self, *, input_size: int, hidden_size: int, num_layers: int) -> None:
+        super().__init__()
+        require(hidden_size >= 1, f"hidden_size must be positive, got {hidden_size}")
+        require(num_layers >= 1, f"num_layers must be positive, got {num_layers}")
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        bound = hidden_size**-0.5
+        for layer in range(num_layers):
+            width = (input_size if layer == 0 else hidden_size) + hidden_size
+            weight = torch.empty(4 * hidden_size, width).uniform_(-bound, bound)
+            bias = torch.empty(4 * hidden_size).uniform_(-bound, bound)
+            setattr(self, f"weight{layer}", nn.Parameter(weight))
+            setattr(self, f"bias{layer}", nn.Parameter(bias))
+
+    def init(self, like: Tensor) -> Tree:
+        """Zero states ``[N, P, hidden_size]`` for rows ``[N, P]`` like those of `like`."""
+        zeros = like.new_zeros(*like.shape, self.hidden_size)
+        return {f"{part}{layer}": zeros for layer in range(self.num_layers) for part in "hc"}
+
+    def forward(self, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """One step: features ``[N, P, F]`` -> outputs ``[N, P, hidden_size]`` and the new state."""
+        shape = x.shape[:-1]
+        rows = x.flatten(0, 1)
+        new_state: Tree = {}
+        for layer in range(self.num_layers):
+            h, c = state[f"h{layer}"], state[f"c{layer}"]
+            rows, c = _LSTMCell.apply(
+                rows,
+                h.flatten(0, 1),  # type: ignore[union-attr]
+                c.flatten(0, 1),  # type: ignore[union-attr]
+                getattr(self, f"weight{layer}"),
+                getattr(self, f"bias{layer}"),
+            )
+            new_state[f"h{layer}"] = rows.unflatten(0, shape)
+            new_state[f"c{layer}"] = c.unflatten(0, shape)
+        return rows.unflatten(0, shape), new_state
+
+
+@final
+@register_rule
+class CoordinatewiseLSTM(Rule):
+    """L2L: one small LSTM, shared by all coordinates, adds its output to each of them.
+
+    Every coordinate has its own hidden state, so the rule is equivariant to permutations of the
+    coordinates and costs 4 x `hidden_size` state floats per parameter and layer pair.
+
+    Args:
+        hidden_size: LSTM units a layer.
+        num_layers: LSTM layers.
+        output_scale: length of a unit output. The paper's code uses 0.01; 0.1 trains faster on
+            problems whose solution lies a unit away.
+        seed: seed of the initial theta.
+
+    References:
+        Andrychowicz et al. 2016 (arXiv:1606.04474), section 2.1 and appendix A.
+
+    Examples:
+        >>> rule = CoordinatewiseLSTM()
+        >>> params = {"x": torch.zeros(3, 10)}
+        >>> updates, state = rule({"x": torch.ones(3, 10)}, rule.init(params), params)
+        >>> updates["x"].shape, sum(p.numel() for p in rule.parameters())
+        (torch.Size([3, 10]), 5141)
+    """
+
+    name = "lstm"
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        output_scale: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require(output_scale > 0, f"output_scale must be positive, got {output_scale}")
+        self.output_scale = output_scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.lstm = LSTMStack(input_size=2, hidden_size=hidden_size, num_layers=num_layers)
+            self.head = nn.Linear(hidden_size, 1)
+
+    def config(self) -> dict[str, Any]:
+        """Sizes and scale."""
+        return {
+            "hidden_size": self.lstm.hidden_size,
+            "num_layers": self.lstm.num_layers,
+            "output_scale": self.output_scale,
+        }
+
+    def init(self, params: Params) -> Tree:
+        """Zero hidden and cell states, each ``[N, P, hidden_size]`` over all coordinates."""
+        return self.lstm.init(flatten(params))
+
+    def forward(
+        self,
+        grads: Params,
+        state: Tree,
+        params: Params,
+        *,
+        loss: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Params, Tree]:
+        """One step; see `Rule.forward`."""
+        del params, loss, rng
+        hidden, state = self.lstm(log_and_sign(flatten(grads)), state)
+        decision = self.head(hidden).squeeze(-1)
+        return unflatten(additive(decision, scale=self.output_scale), grads), state

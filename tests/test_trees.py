@@ -1,0 +1,57 @@
+"""Trees of tensors: round trips and shapes."""
+
+import pytest
+import torch
+
+from learned_opt import trees
+from learned_opt.errors import LearnedOptError, require, unknown_name
+
+
+def params():
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "w": torch.randn(3, 2, 4, generator=rng),
+        "b": torch.randn(3, 2, generator=rng),
+        "s": torch.randn(3, generator=rng),
+    }
+
+
+def test_flatten_and_unflatten_are_inverse():
+    flat = trees.flatten(params())
+    assert flat.shape == (3, 11)
+    for name, tensor in trees.unflatten(flat, params()).items():
+        assert torch.equal(tensor, params()[name])
+
+
+def test_squared_norm_sums_over_all_tensors_of_a_problem():
+    torch.testing.assert_close(
+        trees.squared_norm(params()), trees.flatten(params()).square().sum(1)
+    )
+
+
+def test_select_and_repeat_follow_the_problem_axis():
+    tree = {"a": params(), "b": torch.arange(3)}
+    twice = trees.repeat(tree, 2)
+    assert twice["b"].tolist() == [0, 1, 2, 0, 1, 2]
+    back = trees.select(twice, torch.tensor([3, 4, 5]))
+    assert torch.equal(back["a"]["w"], tree["a"]["w"])
+    assert list(trees.leaves(tree)) == ["a.w", "a.b", "a.s", "b"]
+
+
+def test_per_problem_multiplies_row_by_row():
+    like = torch.ones(3, 2, 4, dtype=torch.float32)
+    rates = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    product = trees.per_problem(rates, like) * like
+    assert product.dtype == torch.float32
+    assert product[:, 1, 3].tolist() == [1.0, 2.0, 3.0]
+    assert trees.per_problem(torch.tensor(2.0), like).dim() == 0
+
+
+def test_errors_speak_in_one_sentence():
+    assert str(unknown_name("rule", "adm", ["adam", "sgd"])) == (
+        "unknown rule 'adm'; did you mean 'adam'? Known: adam, sgd"
+    )
+    assert "did you mean" not in str(unknown_name("rule", "zzzz", ["adam", "sgd"]))
+    require(True, "never")
+    with pytest.raises(LearnedOptError, match="x must be positive, got 0"):
+        require(False, "x must be positive, got 0")
