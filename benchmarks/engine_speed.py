@@ -1,9 +1,9 @@
 """How much faster is the batched engine than a loop of torch.optim over single problems?
 
-The work: Adam on every task of saddle-core, 64 instances x 64 learning rates. The engine moves all
-4,096 problems of a task as one batch through `unroll`; the loop does what a user would write by
-hand, one problem after the other, with `torch.optim.Adam`. Both take the same number of steps on the
-same instances, side by side in one process on one thread. The loop runs `--num-looped` of the
+The work: Adam on every task of saddle-core, 64 instances x 64 learning rates. The engine moves
+all 4,096 problems of a task as one batch through `unroll`; the loop does what a user would write by
+hand, one problem after the other, with `torch.optim.Adam`. Both take the same number of steps on
+the same instances, side by side in one process on one thread. The loop runs `--num-looped` of the
 problems and its time is scaled up to all of them (its cost is proportional to their number).
 
     python benchmarks/engine_speed.py
@@ -45,6 +45,7 @@ class Settings:
 
 
 def median_seconds(work: Callable[[], None], num_repeats: int) -> float:
+    """Median wall time of `work` after one warm-up."""
     work()
     times = []
     for _ in range(num_repeats):
@@ -55,12 +56,14 @@ def median_seconds(work: Callable[[], None], num_repeats: int) -> float:
 
 
 def engine(task: Task, problems: Problems, rates: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """All problems as one batch."""
     rng = torch.Generator().manual_seed(0)
     rule = get_rule("adam", learning_rate=rates)
     return unroll(task, rule, problems, num_steps=num_steps, rng=rng).losses
 
 
 def loop(task: Task, problems: Problems, rates: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """One problem after the other, as by hand."""
     losses = []
     for i in range(problems.num_problems):
         problem = problems.select(torch.tensor([i]))
@@ -79,6 +82,7 @@ def loop(task: Task, problems: Problems, rates: torch.Tensor, num_steps: int) ->
 
 
 def measure(entry: SuiteEntry, settings: Settings) -> tuple[float, float]:
+    """Seconds of engine and loop on one task, after checking that their losses agree."""
     task = entry.build()
     instances = task.sample(settings.num_instances, seed=0, dtype=torch.float64)
     problems = instances.repeat(settings.num_settings)
@@ -108,6 +112,7 @@ def measure(entry: SuiteEntry, settings: Settings) -> tuple[float, float]:
 
 
 def main(settings: Settings) -> None:
+    """Measure every task of the suite."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     times = [measure(entry, settings) for entry in get_suite(settings.suite)]

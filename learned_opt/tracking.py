@@ -223,7 +223,7 @@ class WandbTracker:
 
     def summary(self, metrics: Mapping[str, float | str]) -> None:
         """Update the run's summary."""
-        self._on_run(lambda run: run.summary.update(_jsonable(metrics)))
+        self._on_run(lambda run: run.summary.update(dict(metrics)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table."""

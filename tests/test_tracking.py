@@ -1,5 +1,6 @@
 """Trackers: what they write, and that W&B can never stop a run."""
 
+import ast
 import json
 import logging
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import learned_opt.tracking
 from learned_opt.errors import LearnedOptError
 from learned_opt.tracking import JsonLinesTracker, NullTracker, WandbTracker, open_tracker
 
@@ -141,9 +143,16 @@ def test_wandb_without_network_keeps_the_run_offline(monkeypatch, picture, caplo
     assert len(caplog.records) == 1
 
 
-def test_wandb_is_not_imported_before_a_tracker_needs_it():
-    code = "import sys, learned_opt.tracking; sys.exit('wandb' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+def test_wandb_is_imported_only_inside_functions_of_tracking():
+    package = Path(learned_opt.tracking.__file__).parent
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = tree.body if path.name == "tracking.py" else ast.walk(tree)
+        imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [a.name for n in imports for a in n.names] + [
+            getattr(n, "module", "") for n in imports
+        ]
+        assert not [name for name in names if name and name.split(".")[0] == "wandb"], path
 
 
 def test_open_tracker_makes_what_it_names(tmp_path):

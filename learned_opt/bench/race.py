@@ -113,12 +113,11 @@ def race(
     budget: int,
     seed: int,
     path_rows: Sequence[int] = (),
-    only_solve: bool = False,
+    leave: Callable[[EventTracker, int], Tensor] | None = None,
 ) -> Race:
     """Run every problem to its budget.
 
-    A run is never ended for lack of progress: only when all runs have diverged or, with
-    `only_solve`, are solved.
+    No run ends for lack of progress: the batch ends at the budget, or when all runs have diverged.
 
     Args:
         task: what is minimised.
@@ -127,8 +126,9 @@ def race(
         budget: gradient evaluations a run.
         seed: seed of minibatches and rule noise.
         path_rows: runs whose paths to keep if the task has two coordinates.
-        only_solve: the time to the solve target is all that is asked for (tuning): runs that
-            reached it or diverged leave the batch, no curves, paths or zero gradients are kept.
+        leave: for tuning, where only event times are asked for: given the events and the step, the
+            ``[N]`` runs that may leave the batch early. No curves, paths or zero gradients are kept
+            then.
 
     Returns:
         The outcome of every run.
@@ -139,10 +139,10 @@ def race(
     every = evaluate_every(task, budget)
     chunk = every if task.is_stochastic else CHUNK
     tracker = EventTracker(problems.facts)
-    curve_step = [] if only_solve else log_grid(budget, NUM_CURVE_POINTS, multiple=every)
+    curve_step = [] if leave else log_grid(budget, NUM_CURVE_POINTS, multiple=every)
     curve = torch.full((problems.num_problems, len(curve_step)), math.nan, dtype=torch.float64)
-    path_steps = _path_grid(budget) if task.dim == 2 and path_rows and not only_solve else []
-    watch = None if only_solve else _Watch(problems, path_steps, list(path_rows))
+    path_steps = _path_grid(budget) if task.dim == 2 and path_rows and not leave else []
+    watch = None if leave else _Watch(problems, path_steps, list(path_rows))
 
     rows = torch.arange(problems.num_problems, device=device)
     rule, active = make_rule(None), problems
@@ -163,13 +163,11 @@ def race(
         tracker.feed(losses, steps.to(device), rows)
         tracker.mark_diverged(rows[_is_far(carry.params, task.radius)], step)
         _fill_curve(curve, curve_step, losses, steps)
-        done = tracker.diverged[rows]
-        if only_solve:
-            done = done | torch.isfinite(tracker.time("solve")[rows])
+        done = (leave(tracker, step) if leave else tracker.diverged)[rows]
         if bool(done.all()):
             break
         # Fewer rows are cheaper only when a good part of them is gone.
-        if only_solve and int(done.sum()) * 4 >= len(rows):
+        if leave and int(done.sum()) * 4 >= len(rows):
             keep = ~done
             rows, active, carry = rows[keep], active.select(keep), carry.select(keep)
             rule = make_rule(rows)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import platform
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-import numpy as np
 import torch
 
-from learned_opt.bench.results import (
-    FORMAT_VERSION,
-    DiskFullError,
-    Results,
-    read_metadata,
-    shard_config,
-    write_atomically,
-)
+from learned_opt.bench.entrants import Entrant
+from learned_opt.bench.folder import FAILURES, log_failure, open_folder
+from learned_opt.bench.results import Results
 from learned_opt.bench.search_spaces import BASELINES
+from learned_opt.bench.shards import DiskFullError
 from learned_opt.bench.suites import SuiteEntry, get_suite
-from learned_opt.bench.units import DTYPES, Entrant, Unit, library_version, run_unit
+from learned_opt.bench.units import DTYPES, Unit, run_unit
 from learned_opt.errors import LearnedOptError, require
-
-FAILURES = "failures.jsonl"
-"""Name of the log of units that failed, one JSON object a line, beside the shards."""
 
 TUNING_TRIALS = (0, 4, 16, 64)
 """Default tuning budgets: the rule's defaults, and 4, 16 and 64 Sobol points beyond them."""
@@ -133,7 +122,7 @@ def run_benchmark(
         dtype=dtype,
     )
     require(workers >= 1, f"workers must be positive, got {workers}")
-    _open_folder(folder, units, workers)
+    open_folder(folder, units, workers)
     began = time.perf_counter()
     total, done = len(units), 0
 
@@ -165,7 +154,7 @@ def run_benchmark(
                 raise LearnedOptError(outcome.error)
             if outcome.error:
                 failures.append(outcome)
-                _log_failure(folder, outcome)
+                log_failure(folder, outcome.unit, error=outcome.error, details=outcome.details)
             report(outcome.unit, "failed" if outcome.error else "finished")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -238,76 +227,6 @@ def _plan(
     ]
 
 
-def _open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
-    """Make the folder, or make sure that it belongs to this benchmark; write ``benchmark.json``."""
-    unit = units[0]
-    settings: dict[str, Any] = {
-        "suite": unit.suite,
-        "seed": unit.seed,
-        "num_instances": unit.num_instances,
-        "num_tuning_instances": unit.num_tuning_instances,
-        "tuning_trials": list(unit.tuning_trials),
-        "budget_scale": unit.budget_scale,
-        "dtype": unit.dtype,
-        "device": torch.device(unit.device).type,
-        "library_version": library_version(),
-    }
-    entries = {u.entry.label: asdict(u.entry) for u in units}
-    rules = list(dict.fromkeys(u.entrant.name for u in units))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LearnedOptError(f"cannot make the results folder {folder}: {error}") from error
-    if (folder / "benchmark.json").exists():
-        before = read_metadata(folder)
-        for key, value in settings.items():
-            require(
-                before.get(key) == value,
-                f"{folder} holds a benchmark with {key} {before.get(key)!r}, this one has "
-                f"{value!r}; choose another folder",
-            )
-        for label, entry in before["entries"].items():
-            require(
-                entries.get(label, entry) == entry,
-                f"{folder} holds another task under the label '{label}'; choose another folder",
-            )
-        entries = before["entries"] | entries
-        rules = list(dict.fromkeys([*before["rules"], *rules]))
-    _require_no_stale_shards(folder, units)
-    (folder / FAILURES).unlink(missing_ok=True)
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        **settings,
-        "entries": entries,
-        "rules": rules,
-        "threads": 1,
-        "workers": workers,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "command": sys.argv,
-    }
-    text = json.dumps(metadata, indent=1) + "\n"
-    write_atomically(
-        folder / "benchmark.json", lambda path: path.write_text(text, encoding="utf-8")
-    )
-
-
-def _require_no_stale_shards(folder: Path, units: Iterable[Unit]) -> None:
-    """Refuse shards of the same task and rule that other weights wrote: they would count twice."""
-    expected = {(u.entry.label, u.entrant.name): u for u in units}
-    for path in sorted(folder.glob("runs-*.parquet")):
-        config = shard_config(path)
-        unit = expected.get((config["entry"]["label"], config["rule"]))
-        require(
-            unit is None or unit.path(folder) == path,
-            f"{path} holds '{config['rule']}' on '{config['entry']['label']}' with other weights "
-            "or settings; delete it or choose another folder",
-        )
-
-
 def _outcomes(units: Sequence[Unit], folder: Path, workers: int) -> Iterator[_Outcome]:
     """Outcomes in the order of completion."""
     if workers == 1:
@@ -354,14 +273,3 @@ def _attempt(unit: Unit, folder: Path) -> _Outcome:
         )
         return _Outcome(unit, summary, traceback.format_exc())
     return _Outcome(unit)
-
-
-def _log_failure(folder: Path, outcome: _Outcome) -> None:
-    record = {
-        "task": outcome.unit.entry.label,
-        "rule": outcome.unit.entrant.name,
-        "error": outcome.error,
-        "traceback": outcome.details,
-    }
-    with (folder / FAILURES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")

@@ -16,11 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learned_opt.bench.race import RuleFactory, race
+from learned_opt.bench.events import EventTracker
+from learned_opt.bench.race import Race, RuleFactory, race
 from learned_opt.bench.search_spaces import measure_units, search_space
-from learned_opt.bench.statistics import log_gap, rmst
+from learned_opt.bench.statistics import log_gap
 from learned_opt.rules.base import HandMade, Rule, get_rule
 from learned_opt.tasks.base import Problems, Task
+
+LARGE_DIM = 200
+"""Parameters above which a task is costly enough to stop trials that cannot win."""
+
+GROUP = 17
+"""Trials of a large task that move as one batch: the defaults and the first 16 come first."""
 
 
 @final
@@ -35,6 +42,8 @@ class Trial:
         success: share of instances solved within the budget.
         diverged: share of instances that diverged unsolved.
         log_gap: mean final log gap, the tie-break; runs that were solved count as -3.
+        is_pruned: whether it was stopped once it could no longer be selected, so that `rmst` and
+            `success` are lower bounds.
         seconds: its share of the batch's wall time.
     """
 
@@ -44,6 +53,7 @@ class Trial:
     success: float
     diverged: float
     log_gap: float
+    is_pruned: bool = False
     seconds: float = 0.0
 
     def row(self) -> dict[str, Any]:
@@ -55,6 +65,7 @@ class Trial:
             "success": self.success,
             "diverged": self.diverged,
             "log_gap": self.log_gap,
+            "is_pruned": self.is_pruned,
             "seconds": self.seconds,
         }
 
@@ -68,6 +79,7 @@ class Trial:
             success=row["success"],
             diverged=row["diverged"],
             log_gap=row["log_gap"],
+            is_pruned=row["is_pruned"],
             seconds=row["seconds"],
         )
 
@@ -118,6 +130,9 @@ def tune(
 ) -> list[Trial]:
     """Try the defaults and `num_trials` Sobol points.
 
+    Tasks of more than `LARGE_DIM` parameters run their trials in groups, and a trial stops as soon
+    as no further luck could get it selected. What is selected stays the same.
+
     Args:
         task: what is minimised.
         rule: registered name of a hand-made rule.
@@ -133,37 +148,99 @@ def tune(
     base = defaults(rule)
     points = search_space(rule).points(num_trials, units, seed=seed % 2**32)
     settings = [base, *({**base, **point} for point in points)]
-    num_instances = problems.num_problems
-    outcome = race(
-        task,
-        sweep(rule, settings, num_instances, problems.facts.minimum.device),
-        problems.repeat(len(settings)),
-        budget=budget,
-        seed=seed,
-        only_solve=True,
-    )
-    shape = (len(settings), num_instances)
-    times = outcome.events.time("solve").cpu().numpy().reshape(shape)
-    diverged = outcome.events.diverged.cpu().numpy().reshape(shape) & ~np.isfinite(times)
-    facts = problems.facts
+    is_large = task.dim > LARGE_DIM
+    size = GROUP if is_large else len(settings)
+    trials: list[Trial] = []
+    for start in range(0, len(settings), size):
+        group = settings[start : start + size]
+        best = min((trial.rmst for trial in trials if not trial.is_pruned), default=math.inf)
+        bounds = _Bounds(len(group), budget, best=best, prunes=is_large)
+        outcome = race(
+            task,
+            sweep(rule, group, problems.num_problems, problems.facts.minimum.device),
+            problems.repeat(len(group)),
+            budget=budget,
+            seed=seed,
+            leave=bounds.leave,
+        )
+        trials += _trials(outcome, bounds, problems, group, budget=budget, first=start)
+    return trials
+
+
+class _Bounds:
+    """Which runs of a group have nothing more to tell.
+
+    A trial's lower bound counts what is unresolved as if it were solved now. It is hopeless once an
+    earlier trial, which is a candidate for every tuning budget that it is itself a candidate for,
+    has finished with a lower RMST than that.
+
+    Args:
+        num_trials: trials of the group.
+        budget: gradient evaluations a run.
+        best: lowest RMST of the groups before.
+        prunes: whether hopeless trials leave.
+    """
+
+    def __init__(self, num_trials: int, budget: int, *, best: float, prunes: bool) -> None:
+        self._shape, self._budget, self._best = (num_trials, -1), budget, best
+        self._prunes = prunes
+        self.stopped_at = torch.full((num_trials,), math.inf, dtype=torch.float64)
+
+    def leave(self, events: EventTracker, step: int) -> Tensor:
+        """Runs that are solved, diverged or of a hopeless trial."""
+        solved = torch.isfinite(events.time("solve"))
+        resolved = (solved | events.diverged).reshape(self._shape)
+        if self._prunes:
+            bound = self.means(events, step)
+            finished = torch.where(resolved.all(dim=1).cpu(), bound, math.inf)
+            earlier = finished.cummin(dim=0).values.clamp(max=self._best)
+            hopeless = (bound > earlier) & torch.isinf(self.stopped_at) & ~resolved.all(dim=1).cpu()
+            self.stopped_at[hopeless] = step
+            gone = torch.isfinite(self.stopped_at).to(resolved.device)
+            resolved = resolved | gone[:, None]
+        return resolved.flatten()
+
+    def means(self, events: EventTracker, step: float | Tensor) -> Tensor:
+        """``[num_trials]`` mean times: unresolved runs at `step`, diverged ones at the budget."""
+        times = events.time("solve").reshape(self._shape).cpu()
+        lost = events.diverged.reshape(self._shape).cpu() & torch.isinf(times)
+        now = torch.as_tensor(step, dtype=torch.float64).clamp(max=self._budget)
+        return torch.where(lost, self._budget, torch.minimum(times, now.reshape(-1, 1))).mean(dim=1)
+
+
+def _trials(
+    outcome: Race,
+    bounds: _Bounds,
+    problems: Problems,
+    settings: Sequence[dict[str, float]],
+    *,
+    budget: int,
+    first: int,
+) -> list[Trial]:
+    shape = (len(settings), problems.num_problems)
+    events, facts = outcome.events, problems.facts
+    times = events.time("solve").cpu().numpy().reshape(shape)
+    diverged = events.diverged.cpu().numpy().reshape(shape) & ~np.isfinite(times)
     gaps = log_gap(
-        outcome.events.final.cpu().numpy().reshape(shape),
+        events.final.cpu().numpy().reshape(shape),
         facts.minimum.double().cpu().numpy(),
         facts.reference.double().cpu().numpy(),
     )
     # What a run did after it was solved depends on when the batch dropped it.
     gaps = np.where(np.isfinite(times), -3.0, np.where(diverged, 1.0, gaps))
+    means = bounds.means(events, bounds.stopped_at.clamp(max=budget))
     return [
         Trial(
-            index=index,
+            index=first + k,
             hyperparameters=hyperparameters,
-            rmst=rmst(times[index], budget),
-            success=float(np.isfinite(times[index]).mean()),
-            diverged=float(diverged[index].mean()),
-            log_gap=float(gaps[index].mean()),
+            rmst=float(means[k]),
+            success=float(np.isfinite(times[k]).mean()),
+            diverged=float(diverged[k].mean()),
+            log_gap=float(gaps[k].mean()),
+            is_pruned=bool(torch.isfinite(bounds.stopped_at[k])),
             seconds=outcome.seconds / len(settings),
         )
-        for index, hyperparameters in enumerate(settings)
+        for k, hyperparameters in enumerate(settings)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
@@ -22,7 +22,7 @@ class List:
 
     what: tyro.conf.Positional[Literal["tasks", "rules", "suites"]] = "tasks"
     """What to list."""
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Print one table."""

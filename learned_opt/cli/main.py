@@ -30,13 +30,10 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """Run the command line; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
     Args:
         argv: arguments without the program's name; None takes them from the process.
-
-    Raises:
-        SystemExit: always on failure, with the codes above.
     """
     # tyro types a union of commands as object.
     command: Run | Train | Bench | Report | List = tyro.cli(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -20,7 +20,7 @@ class Report:
     """Folder that `learned-opt bench` or `run` wrote."""
     out: Path | None = None
     """Page to write; by default report.html in the results folder."""
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Write the page and say where it is."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from learned_opt.bench.search_spaces import BASELINES
 from learned_opt.bench.suites import get_suite
 from learned_opt.cli.bench import present, race
 from learned_opt.cli.options import Options
@@ -14,6 +16,7 @@ from learned_opt.errors import require
 from learned_opt.meta.horizons import LogUniform
 from learned_opt.meta.trainer import TrainConfig
 from learned_opt.rules.base import get_rule
+from learned_opt.rules.weights import list_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Run:
     """Sobol trials per baseline and task."""
     workers: int = 2
     """Processes of the benchmark; the numbers do not depend on it."""
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Train, race, present."""
@@ -45,7 +48,7 @@ class Run:
         training = self.out / "train"
         result = train(
             get_rule("lstm", seed=self.options.seed),
-            [entry.build() for entry in get_suite("quick") if not entry.held_out],
+            [entry.build() for entry in get_suite("quick")],
             config=TrainConfig(
                 num_outer_steps=self.num_outer_steps,
                 num_problems=64,
@@ -55,12 +58,14 @@ class Run:
             ),
             out=training,
             options=self.options,
-            resume=(training / "checkpoint.pt").exists(),
+            resume=True,
         )
+        weights = self.out / "lstm-demo.safetensors"
+        shutil.copyfile(result.best, weights)
         console.rule("2  race")
         results = race(
             ["quick"],
-            rules=None,
+            rules=[*BASELINES, *list_rules(), str(weights)],
             out=self.out,
             seed=self.options.seed,
             num_instances=self.num_instances,
@@ -76,6 +81,6 @@ class Run:
             results,
             self.out,
             options=self.options,
-            weights=result.best,
+            weights=weights,
             training_history=training / "history.jsonl",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +47,7 @@ class Train:
     """Seconds between checkpoints."""
     resume: bool = False
     """Go on from the checkpoint in the output folder, bit for bit."""
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Train and say where the weights are."""
@@ -98,6 +98,7 @@ def train(
         name=f"train-{rule.name}",
         config={"tasks": [task.name for task in tasks]},
         directory=out,
+        x_axis="outer_step",
     )
     with progress_bar() as bar:
         line = bar.add_task(f"training {rule.name}", total=config.num_outer_steps, note="")

@@ -28,7 +28,8 @@ class TrainConfig:
         num_problems: problems that move together in an episode.
         truncation: inner steps that an outer update back-propagates through.
         horizon: how many inner steps an episode lasts.
-        objective: name of the meta-objective: ``sum``, ``final``, ``log`` or ``log_gap``.
+        objective: name of the meta-objective: ``sum``, ``final``, ``log``, ``log_gap``,
+            ``log_mean_gap`` or ``balanced``.
         epsilon: floor of the logarithmic objectives, relative to the loss or gap at the start.
         task_weights: relative probability of each task; None makes them equal.
         random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
@@ -36,6 +37,8 @@ class TrainConfig:
         second_order: differentiate through the gradients that the rule sees.
         learning_rate: outer Adam's first learning rate.
         final_learning_rate_fraction: what the cosine decay leaves of it in the end.
+        second_moment_decay: outer Adam's ``beta2``. Meta-gradients are heavy-tailed, and 0.99
+            forgets an outlier ten times sooner than Adam's usual 0.999.
         clip_norm: largest Euclidean norm of the meta-gradient; longer ones are shortened.
         max_nonfinite_in_a_row: outer steps in a row whose meta-loss or meta-gradient may be not
             finite before the run is given up.
@@ -60,6 +63,7 @@ class TrainConfig:
     second_order: bool = False
     learning_rate: float = 3e-3
     final_learning_rate_fraction: float = 0.02
+    second_moment_decay: float = 0.99
     clip_norm: float = 1.0
     max_nonfinite_in_a_row: int = 50
     seed: int = 0
@@ -90,6 +94,10 @@ class TrainConfig:
             0 <= self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction must lie in [0, 1], "
             f"got {self.final_learning_rate_fraction}",
+        )
+        require(
+            0 < self.second_moment_decay < 1,
+            f"second_moment_decay must lie in (0, 1), got {self.second_moment_decay}",
         )
         require(
             self.eval_steps is None or self.eval_steps >= 1,

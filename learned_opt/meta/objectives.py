@@ -79,11 +79,31 @@ def log_gap(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) ->
     return torch.log(gaps + epsilon).mean()
 
 
+def log_mean_gap(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    r"""Mean over steps of $\log(\overline{f_t - f^*} / \overline{f_0 - f^*} + \epsilon)$.
+
+    The bar is the mean over problems, so the hardest problem of the batch weighs most, where
+    `log_gap` lets the easiest gain without limit.
+    """
+    unit = (torch.maximum(initial, facts.reference) - facts.minimum).mean()
+    gaps = (losses[:, 1:] - facts.minimum[:, None]).clamp_min(0).mean(0)
+    return torch.log(gaps / unit + epsilon).mean()
+
+
+def balanced(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
+    """Half `log_gap`, half `log_mean_gap`: good on most problems, bad on none."""
+    typical = log_gap(losses, facts=facts, initial=initial, epsilon=epsilon)
+    worst = log_mean_gap(losses, facts=facts, initial=initial, epsilon=epsilon)
+    return 0.5 * (typical + worst)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "sum": summed,
     "final": final,
     "log": log_relative,
     "log_gap": log_gap,
+    "log_mean_gap": log_mean_gap,
+    "balanced": balanced,
 }
 """Meta-objectives by name."""
 

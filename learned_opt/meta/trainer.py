@@ -182,7 +182,9 @@ class _Run:
             "estimator": type(estimator).__name__,
         }
         self.parameters = trainable(rule)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=config.learning_rate, betas=(0.9, config.second_moment_decay)
+        )
         self.rng = torch.Generator().manual_seed(stream_seed("meta-training", config.seed))
         self.held_out = draw_held_out(
             tasks, config.num_eval_problems, dtype=config.torch_dtype, device=config.device

@@ -37,13 +37,13 @@ nav a:hover { text-decoration:underline; }
   border-radius:8px; }
 .scroll.tall, .tall .scroll { max-height:460px; overflow-y:auto; }
 table { border-collapse:collapse; width:100%; font-size:15px; }
-th, td { padding:9px 14px; text-align:left; white-space:nowrap; vertical-align:middle; }
+th, td { padding:8px 12px; text-align:left; vertical-align:middle; }
+td { white-space:nowrap; }
 th { background:#eef0f3; position:sticky; top:0; z-index:1; padding:0; }
-th button { font:600 14px/1.3 inherit; font-family:inherit; color:inherit; background:none;
-  border:0; padding:10px 14px; width:100%; text-align:left; cursor:pointer; white-space:nowrap; }
-th button::after { content:""; display:inline-block; width:1em; text-align:right; }
-th[aria-sort=ascending] button::after { content:"\\2191"; }
-th[aria-sort=descending] button::after { content:"\\2193"; }
+th button { font:inherit; font-size:14px; font-weight:600; line-height:1.3; color:inherit; background:none;
+  border:0; padding:9px 12px; width:100%; text-align:left; cursor:pointer; }
+th[aria-sort=ascending] button::after { content:"\\00a0\\2191"; }
+th[aria-sort=descending] button::after { content:"\\00a0\\2193"; }
 tbody tr { border-top:1px solid var(--line); }
 tbody td:first-child { position:sticky; left:0; background:var(--paper); }
 tr.learned td, tr.learned td:first-child { background:var(--learned); font-weight:600; }
@@ -63,13 +63,15 @@ tr.muted svg { opacity:.45; }
 .tabs button[aria-pressed=true] { background:var(--ink); border-color:var(--ink); color:#fff; }
 button:focus-visible, .scroll:focus-visible, a:focus-visible, input:focus-visible {
   outline:2px solid var(--accent); outline-offset:2px; }
-.legend { position:sticky; top:0; z-index:5; background:rgba(245,246,248,.96); display:flex;
+.legend { position:sticky; top:0; z-index:5; background:var(--back); display:flex;
   flex-wrap:wrap; gap:6px; padding:9px 0; margin-top:44px; border-bottom:1px solid var(--line); }
-.legend button { display:inline-flex; align-items:center; gap:7px; padding:3px 11px; }
+.legend button { display:inline-flex; align-items:center; gap:7px; padding:2px 10px;
+  min-height:36px; }
 .legend button[aria-pressed=false] { opacity:.45; text-decoration:line-through; }
 .legend button.all { color:var(--accent); border-color:transparent; background:none; }
 .charts { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 480px), 1fr));
   gap:18px; margin-top:16px; }
+.charts.small { grid-template-columns:repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 .charts.wide { grid-template-columns:1fr; }
 figure { margin:0; background:var(--paper); border:1px solid var(--line); border-radius:8px;
   padding:14px 14px 8px; min-width:0; }
@@ -83,7 +85,7 @@ figcaption { padding:0 4px; } figcaption p { margin:2px 0 6px; }
 .family { margin:26px 0 -4px; font-size:17px; font-weight:600; }
 details { margin-top:14px; } summary { cursor:pointer; padding:6px 0; font-weight:600; }
 details > .scroll { margin-top:8px; }
-.facts { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 250px), 1fr));
+.facts { display:grid; grid-template-columns:repeat(auto-fill, minmax(150px, 1fr));
   gap:10px 24px; margin:12px 0 0; }
 .facts dt { color:var(--soft); font-size:14px; } .facts dd { margin:0; overflow-wrap:anywhere; }
 footer { color:var(--soft); font-size:15px; margin:40px 0; }
@@ -121,6 +123,9 @@ SCRIPT = """
     const order = (a, b) => isNumber ? key(a) - key(b) : key(a).localeCompare(key(b));
     body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
   });
+
+  // On a phone, what is many comes folded.
+  if (innerWidth < 640) for (const details of all("details.roomy")) details.open = false;
 
   // Tabs show one panel of their group.
   for (const tabs of all(".tabs[data-panels]")) {

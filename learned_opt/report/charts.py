@@ -15,7 +15,6 @@ import numpy as np
 from learned_opt.bench.statistics import ecdf, ert, performance_profile
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.report.field import TARGETS, Entrant, Field, TaskInfo
-from learned_opt.report.styles import Style
 
 INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
 
@@ -55,7 +54,7 @@ def rule_key(entrant: Entrant) -> str:
 def axis(title: str, **settings: Any) -> dict[str, Any]:
     """A quiet plotly axis."""
     return {
-        "title": {"text": title, "standoff": 8},
+        "title": {"text": title, "standoff": 8, "font": {"size": 15}},
         "gridcolor": GRID,
         "linecolor": FAINT,
         "zeroline": False,
@@ -76,6 +75,7 @@ def log_axis(title: str, low: float, high: float, **settings: Any) -> dict[str, 
         range=[round(math.log10(low), 3), round(math.log10(high), 3)],
         dtick=max(1, math.ceil(decades / 6)),
         exponentformat="power",
+        tickfont={"size": 12},  # plotly draws powers a quarter larger than it is told
         **settings,
     )
 
@@ -97,13 +97,14 @@ def layout(x: dict[str, Any], y: dict[str, Any], **settings: Any) -> dict[str, A
 
 
 def line(
-    entrant: Entrant, style: Style, x: Sequence[Any], y: Sequence[Any], **settings: Any
+    field: Field, entrant: Entrant, x: Sequence[Any], y: Sequence[Any], **settings: Any
 ) -> dict[str, Any]:
     """A rule's line."""
+    style = field.styles[entrant.rule]
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": entrant.html,
+        "name": field.html(entrant),
         "legendgroup": rule_key(entrant),
         "x": list(x),
         "y": list(y),
@@ -111,13 +112,12 @@ def line(
     }
 
 
-def _drawn(field: Field) -> list[tuple[Entrant, Style]]:
+def _drawn(field: Field) -> list[Entrant]:
     """Hand-made rules first, so that learned ones lie on top."""
-    order = sorted(field.shown, key=lambda e: e.is_learned)
-    return [(entrant, field.styles[entrant.rule]) for entrant in order]
+    return sorted(field.shown, key=lambda e: e.is_learned)
 
 
-def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 340) -> Chart:
+def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 280) -> Chart:
     """Share of (task, instance, target) triples reached, over gradient evaluations.
 
     Hansen et al. 2016, arXiv:1605.03560.
@@ -134,7 +134,7 @@ def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: i
     budget = max(task.budget for task in tasks)
     grid = np.unique(np.round(np.geomspace(1, budget, 80)))
     traces = []
-    for entrant, style in _drawn(field):
+    for entrant in _drawn(field):
         times = [
             np.stack([field.times(target, task.label, entrant) for target in TARGETS])
             for task in tasks
@@ -142,7 +142,7 @@ def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: i
         if all(t.size for t in times):
             share = np.mean([ecdf(t, grid) for t in times], axis=0)
             traces.append(
-                line(entrant, style, rounded(grid), rounded(share, 3), shape="hv")
+                line(field, entrant, rounded(grid), rounded(share, 3), shape="hv")
                 | {"hovertemplate": "%{y:.0%} by %{x} gradients<extra>%{fullData.name}</extra>"}
             )
     return Chart(
@@ -157,12 +157,12 @@ def ecdf_chart(field: Field, tasks: Sequence[TaskInfo], *, title: str, height: i
     )
 
 
-RATIOS = np.geomspace(1 / 8, 64, 73)
-"""Where performance profiles are evaluated: even in log ratio, eight to the doubling."""
+RATIOS = 2.0 ** (np.arange(-24, 49) / 8)
+"""Where performance profiles are evaluated: eight to the doubling, exact at powers of two."""
 
 
 def profile_chart(
-    field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 340
+    field: Field, tasks: Sequence[TaskInfo], *, title: str, height: int = 280
 ) -> Chart | None:
     """Share of tasks solved within a factor of the best hand-made rule's expected running time.
 
@@ -179,15 +179,15 @@ def profile_chart(
         The chart, or None if no hand-made rule ran on all tasks.
     """
     drawn = [
-        (entrant, style)
-        for entrant, style in _drawn(field)
+        entrant
+        for entrant in _drawn(field)
         if all(len(field.rows(task.label, entrant)) for task in tasks)
     ]
     costs = np.array([
         [ert(field.times("t_solve", task.label, entrant), task.budget) for task in tasks]
-        for entrant, _ in drawn
+        for entrant in drawn
     ])
-    reference = np.array([not entrant.is_learned for entrant, _ in drawn], dtype=bool)
+    reference = np.array([not entrant.is_learned for entrant in drawn], dtype=bool)
     if not reference.any():
         return None
     # A start that already meets the target costs nothing; half an evaluation keeps ratios finite.
@@ -195,18 +195,18 @@ def profile_chart(
     shares = performance_profile(costs, costs[reference], RATIOS)
     return Chart(
         title=title,
-        note=f"{len(tasks)} tasks, cost: expected gradient evaluations to the solve target",
+        note=f"{len(tasks)} tasks",
         data=[
-            line(entrant, style, rounded(RATIOS), rounded(share, 3), shape="hv")
+            line(field, entrant, rounded(RATIOS), rounded(share, 3), shape="hv")
             | {
                 "hovertemplate": "within %{x:.2f}x on %{y:.0%} of tasks"
                 "<extra>%{fullData.name}</extra>"
             }
-            for (entrant, style), share in zip(drawn, shares, strict=True)
+            for entrant, share in zip(drawn, shares, strict=True)
         ],
         layout=layout(
             axis(
-                "cost / best hand-made rule on the task",
+                "cost / best baseline",
                 type="log",
                 range=[round(math.log10(1 / 8), 3), round(math.log10(64), 3)],
                 tickvals=[0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64],
@@ -240,8 +240,8 @@ def curves_chart(field: Field, task: TaskInfo) -> Chart:
     """
     bands: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
-    lowest = 0.1
-    for entrant, style in _drawn(field):
+    lowest, highest = 0.1, 2.0
+    for entrant in _drawn(field):
         band = field.gap_band(task.label, entrant)
         keep = band.steps >= 1
         if not keep.any():
@@ -249,7 +249,8 @@ def curves_chart(field: Field, task: TaskInfo) -> Chart:
         steps = rounded(band.steps[keep])
         low, median, high = (rounded(v[keep], 3) for v in (band.low, band.median, band.high))
         lowest = min(lowest, float(band.median[keep].min()))
-        hidden = {"color": style.colour, "width": 0}
+        highest = max(highest, float(band.median[keep][0]))
+        hidden = {"width": 0}
         shared: dict[str, Any] = {
             "type": "scatter",
             "mode": "lines",
@@ -260,13 +261,15 @@ def curves_chart(field: Field, task: TaskInfo) -> Chart:
         }
         bands += [
             shared | {"y": low},
-            shared | {"y": high, "fill": "tonexty", "fillcolor": style.rgba(0.12)},
+            shared
+            | {"y": high, "fill": "tonexty", "fillcolor": field.styles[entrant.rule].rgba(0.12)},
         ]
         lines.append(
-            line(entrant, style, steps, median)
+            line(field, entrant, steps, median)
             | {"hovertemplate": "gap %{y:.2g} after %{x}<extra>%{fullData.name}</extra>"}
         )
-    bottom = max(lowest / 3, 1e-12)
+    # The last target is a gap of 1e-4; deeper down, rounding would squeeze the plateaus together.
+    bottom = max(lowest / 3, 1e-6)
     levels = field.levels(task.label)
     inside = [level for level in levels if level > bottom]
     return Chart(
@@ -275,7 +278,7 @@ def curves_chart(field: Field, task: TaskInfo) -> Chart:
         data=bands + lines,
         layout=layout(
             log_axis("gradient evaluations", 1, task.budget),
-            log_axis("remaining gap", bottom, 20),
+            log_axis("remaining gap", bottom, min(2 * highest, 1e6)),
             shapes=[_rule_of(x0=0, x1=1, xref="paper", y0=g, y1=g) for g in rounded(inside, 3)],
         ),
     )

@@ -41,16 +41,6 @@ class Entrant:
             return "untuned" if self.is_learned else "defaults"
         return f"{self.tuning_trials} trial{'s' if self.tuning_trials > 1 else ''}"
 
-    @property
-    def label(self) -> str:
-        """Rule and tuning budget, as shown in plain text."""
-        return self.rule if self.is_learned else f"{self.rule} ({self.effort})"
-
-    @property
-    def html(self) -> str:
-        """The label, escaped for HTML and for plotly's own markup."""
-        return html.escape(self.label)
-
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -116,7 +106,7 @@ class Field:
         require(len(results) > 0, "results hold no runs, so there is nothing to report")
         self.results = results
         self._columns: dict[str, Any] = {}
-        self._curves: dict[tuple[str, Entrant], Band] = {}
+        self._bands: dict[tuple[str, Entrant], Band] = {}
         names, trials = self._column("rule"), self._column("tuning_trials")
         learned = self._column("rule_kind") == "learned"
         keys = {
@@ -168,6 +158,22 @@ class Field:
             )
         return sorted(tasks, key=lambda t: (t.kind, t.family, t.label))
 
+    @property
+    def common_trials(self) -> int | None:
+        """The tuning budget that all shown hand-made rules share; None if they differ."""
+        budgets = {e.tuning_trials for e in self.shown if not e.is_learned}
+        return budgets.pop() if len(budgets) == 1 else None
+
+    def name(self, entrant: Entrant) -> str:
+        """What an entrant is called in plain text: its rule, and its tuning where that differs."""
+        if entrant.is_learned or entrant.tuning_trials == self.common_trials:
+            return entrant.rule
+        return f"{entrant.rule} ({entrant.effort})"
+
+    def html(self, entrant: Entrant) -> str:
+        """The name, escaped for HTML and for plotly's own markup."""
+        return html.escape(self.name(entrant))
+
     def drawn_as(self, entrant: Entrant) -> Entrant:
         """The shown entrant of the same rule: the one that stands in the legend."""
         same = (
@@ -204,44 +210,47 @@ class Field:
     def gap_band(self, task: str, entrant: Entrant) -> Band:
         """Remaining gap ``(f - f*) / (f_s - f*)`` over gradient evaluations.
 
-        The gap is 1 at the level where the run starts and is kept within ``[1e-12, 10]``; a run
-        that has diverged counts as 10. After an early end, a run keeps its last gap.
+        The gap is 1 at the level of the saddle or plateau and at least 1e-12.
 
         Args:
             task: the task's label.
             entrant: who.
 
         Returns:
-            Median and quartiles over instances; empty arrays if the entrant did not run.
+            Median and quartiles over instances, inf where that many runs have diverged; empty
+            arrays if the entrant did not run.
         """
         key = (task, entrant)
-        if key not in self._curves:
-            self._curves[key] = self._gap_band(self.rows(task, entrant))
-        return self._curves[key]
+        if key not in self._bands:
+            rows = self.rows(task, entrant)
+            minimum = self.column("minimum", rows)[:, None]
+            span = np.maximum(self.column("reference", rows)[:, None] - minimum, 1e-300)
+            steps, losses = self._losses(rows)
+            self._bands[key] = _quartiles(steps, np.maximum((losses - minimum) / span, 1e-12))
+        return self._bands[key]
 
-    def _gap_band(self, rows: Rows) -> Band:
-        losses = self.lists("curve_loss", rows)
+    def loss_band(self, task: str, entrant: Entrant) -> Band:
+        """Losses themselves over gradient evaluations, as `gap_band`."""
+        return _quartiles(*self._losses(self.rows(task, entrant)))
+
+    def _losses(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Steps ``[C]`` and losses ``[R, C]`` of some runs; inf where a run has diverged."""
+        curves = self.lists("curve_loss", rows)
         steps = self.lists("curve_step", rows)
-        if not any(len(s) for s in steps):
-            empty = np.empty(0)
-            return Band(empty, empty, empty, empty)
-        minimum = self.column("minimum", rows)
-        span = np.maximum(self.column("reference", rows) - minimum, 1e-300)
+        if not any(len(at) for at in steps):
+            return np.empty(0), np.empty((len(rows), 0))
         grid = np.unique(np.concatenate(steps))
-        gaps = np.full((len(rows), len(grid)), np.nan)
-        for i, (at, loss) in enumerate(zip(steps, losses, strict=True)):
+        losses = np.full((len(rows), len(grid)), np.inf)
+        for i, (at, curve) in enumerate(zip(steps, curves, strict=True)):
             if len(at):
-                gap = np.clip((loss - minimum[i]) / span[i], 1e-12, 10.0)
-                gap = np.where(np.isfinite(loss), gap, 10.0)
-                gaps[i] = gap[np.clip(np.searchsorted(at, grid, side="right") - 1, 0, None)]
-        # "nearest" values are values of runs: a median between 1 and 1e-8 would be nobody's.
-        low, median, high = np.nanquantile(gaps, (0.25, 0.5, 0.75), axis=0, method="nearest")
-        return Band(grid, low, median, high)
+                finite = np.where(np.isfinite(curve), curve, np.inf)
+                losses[i] = finite[np.clip(np.searchsorted(at, grid, side="right") - 1, 0, None)]
+        return grid, losses
 
     def levels(self, task: str) -> list[float]:
         """Known critical levels as remaining gaps, descending, medians over the task's instances.
 
-        Levels at the minimum itself, and levels above ten times the starting gap, are left out.
+        Levels at the minimum itself, and levels ten times as high as the start, are left out.
 
         Args:
             task: the task's label.
@@ -265,3 +274,12 @@ class Field:
             if 1e-9 < gap <= 10 and all(abs(gap / other - 1) > 0.02 for other in found):
                 found.append(gap)
         return sorted(found, reverse=True)
+
+
+def _quartiles(steps: Floats, values: Floats) -> Band:
+    if not values.size:
+        return Band(steps, *np.empty((3, len(steps))))
+    # A quartile is the value of some run: between a gap of 1 and one of 1e-8 there may be nobody.
+    ordered = np.sort(values, axis=0)
+    last = len(values) - 1
+    return Band(steps, *(ordered[round(q * last)] for q in (0.25, 0.5, 0.75)))

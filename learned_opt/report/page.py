@@ -10,7 +10,8 @@ from pathlib import Path
 
 from learned_opt.bench.alarm import leakage_alarms
 from learned_opt.bench.leaderboard import OVERALL, LeaderboardRow, leaderboard
-from learned_opt.bench.results import Results, write_atomically
+from learned_opt.bench.results import Results
+from learned_opt.bench.shards import write_atomically
 from learned_opt.report.assets import CSS, SCRIPT
 from learned_opt.report.charts import (
     Chart,
@@ -23,9 +24,9 @@ from learned_opt.report.charts import (
 from learned_opt.report.field import Field
 from learned_opt.report.tables import (
     divergence_table,
+    factor,
     hyperparameter_table,
     leaderboard_table,
-    number,
     percent,
     provenance,
     swatch,
@@ -77,12 +78,21 @@ def write_report(
     text = _document(
         title=title,
         header=_header(field, overall, title=title, links=sections),
-        body="\n".join(sections.values()),
+        body=_body(sections),
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return target
+
+
+def _body(sections: dict[str, str]) -> str:
+    """The legend stays in sight as long as there are charts to read, and no longer."""
+    charts = [text for key, text in sections.items() if key not in {"leaderboard", "settings"}]
+    return (
+        f'{sections["leaderboard"]}\n<div class="with-legend">{"".join(charts)}</div>\n'
+        f"{sections['settings']}"
+    )
 
 
 def _document(*, title: str, header: str, body: str) -> str:
@@ -155,7 +165,7 @@ def _summary(field: Field, overall: list[LeaderboardRow]) -> str:
         )
         sentences.append(
             f"Over all tasks, <b>{html.escape(learned[0].rule)}</b> is {verdict} "
-            f"(95 % interval of the ratio of times: {number(ratio.low)} to {number(ratio.high)})."
+            f"(95 % interval of the ratio of times: {factor(ratio.low)} to {factor(ratio.high)})."
         )
     return " ".join(sentences)
 
@@ -169,7 +179,7 @@ def _told(row: LeaderboardRow) -> str:
             else " at its defaults"
         )
     cost = row.rmst_ratio.estimate
-    times = "" if math.isnan(cost) else f" and takes {number(cost)} times the best baseline's steps"
+    times = "" if math.isnan(cost) else f" and takes {factor(cost)} times the best baseline's steps"
     return (
         f"<b>{html.escape(row.rule)}</b>{effort}, solves {percent(row.success.estimate)} of its "
         f"runs{times}."
@@ -207,15 +217,14 @@ def _sections(
             "paths",
             _section(
                 "paths",
-                "Every rule starts at the same point of the same instance. Stars are minima, "
-                "crosses are saddles. Rules whose tuned runs kept no path move with the settings "
-                "named on hover.",
+                "Every rule starts at the circle, on the same instance. Stars are minima, "
+                "crosses saddles. Shades are powers of ten of the remaining gap; darker is lower.",
                 charts.grid(paths),
             ),
         )
     by_family = [[t for t in field.tasks if t.family == f] for f in field.families]
     everything = ecdf_chart(field, field.tasks, title="All tasks", height=400)
-    apart = [ecdf_chart(field, ts, title=ts[0].family) for ts in by_family]
+    apart = [ecdf_chart(field, ts, title=ts[0].family) for ts in by_family if len(by_family) > 1]
     yield (
         "targets",
         _section(
@@ -223,22 +232,24 @@ def _sections(
             "Share of (task, instance, target) triples reached. Targets: leaving the saddle or "
             "plateau, half the way down from it, and gaps of 10⁻¹ to 10⁻⁴ to the minimum. Higher "
             "and further left is better.",
-            charts.grid([everything], wide=True) + (charts.grid(apart) if len(apart) > 1 else ""),
+            charts.grid([everything], wide=True) + _by_family(charts, apart),
         ),
     )
     if (profile := profile_chart(field, field.tasks, title="All tasks", height=400)) is not None:
         apart = [
             chart
             for tasks in by_family
-            if len(tasks) > 1 and (chart := profile_chart(field, tasks, title=tasks[0].family))
+            if 1 < len(tasks) < len(field.tasks)
+            and (chart := profile_chart(field, tasks, title=tasks[0].family))
         ]
         yield (
             "profiles",
             _section(
                 "profiles",
-                "Share of tasks that a rule solves within a factor of the best tuned hand-made "
-                "rule of each task. Left of 1: faster than all of them.",
-                charts.grid([profile], wide=True) + charts.grid(apart),
+                "Share of tasks that a rule solves within a factor of the cost of the best tuned "
+                "hand-made rule of each task. Cost: expected gradient evaluations to the solve "
+                "target, with restarts. Left of 1: faster than all of them.",
+                charts.grid([profile], wide=True) + _by_family(charts, apart),
             ),
         )
     yield "curves", _curves_section(field, charts)
@@ -246,6 +257,15 @@ def _sections(
         text = "What the learned rule was trained on, as training went on."
         yield "training", _section("training", text, charts.grid([training], wide=True))
     yield "settings", _settings_section(field)
+
+
+def _by_family(charts: _Charts, apart: list[Chart]) -> str:
+    if not apart:
+        return ""
+    return (
+        f'<details class="roomy" open><summary>By family ({len(apart)})</summary>'
+        f"{charts.grid(apart, small=True)}</details>"
+    )
 
 
 def _section(key: str, hint: str, content: str) -> str:
@@ -275,6 +295,8 @@ def _leaderboard_section(
         "best tuned hand-made rule of each task (below 1 is faster than all of them), "
         "geometric mean over tasks. Small numbers are 95 % intervals. Pale rows are defaults."
     )
+    if field.common_trials:
+        hint += f" Charts show the hand-made rules tuned with {field.common_trials} trials a task."
     return _section(
         "leaderboard",
         hint,
@@ -285,7 +307,7 @@ def _leaderboard_section(
 def _legend(field: Field) -> str:
     buttons = "".join(
         f'<button type="button" aria-pressed="true" data-rule="{html.escape(rule_key(e))}">'
-        f"{swatch(field.styles[e.rule])}{e.html}</button>"
+        f"{swatch(field.styles[e.rule])}{field.html(e)}</button>"
         for e in field.shown
     )
     return (
@@ -304,8 +326,9 @@ def _curves_section(field: Field, charts: _Charts) -> str:
         drawn = [curves_chart(field, task) for task in field.tasks if task.kind == kind]
         content += f'<p class="family">{html.escape(kind)}</p>{charts.grid(drawn, steps=True)}'
     hint = (
-        "Remaining gap (f − f*) / (f₀ − f*), with f₀ the level at which runs start: median over "
-        "instances, quartiles as bands. Dashed grey lines are known plateau and saddle levels."
+        "Remaining gap (f \u2212 f*) / (f₀ \u2212 f*), with f₀ the level at which runs start: "
+        "median over instances, quartiles as bands. Dashed grey lines are known plateau and saddle "
+        "levels."
     )
     return _section("curves", hint, content)
 
@@ -327,10 +350,17 @@ class _Charts:
     def __init__(self) -> None:
         self._count = 0
 
-    def grid(self, charts: Iterable[Chart], *, wide: bool = False, steps: bool = False) -> str:
+    def grid(
+        self,
+        charts: Iterable[Chart],
+        *,
+        wide: bool = False,
+        small: bool = False,
+        steps: bool = False,
+    ) -> str:
         """A grid of charts; `steps` marks those whose x-axis the page may switch."""
         figures = "".join(self._figure(chart, steps=steps) for chart in charts)
-        kind = "charts wide" if wide else "charts"
+        kind = "charts wide" if wide else "charts small" if small else "charts"
         return f'<div class="{kind}">{figures}</div>' if figures else ""
 
     def _figure(self, chart: Chart, *, steps: bool) -> str:

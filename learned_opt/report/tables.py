@@ -17,6 +17,9 @@ from learned_opt.bench.statistics import Interval
 from learned_opt.report.field import Field
 from learned_opt.report.styles import Style
 
+_DASH = "\u2013"
+_MINI = '<svg class="mini" width="84" height="16" viewBox="-2 0 84 16" aria-hidden="true">'
+
 Cell = tuple[str, float | str]
 """Inner HTML of a table cell and the value it is sorted by."""
 
@@ -29,12 +32,24 @@ def number(value: float, digits: int = 3) -> str:
         ('0.0731', '48,214', '∞', '–')
     """
     if math.isnan(value):
-        return "\u2013"
+        return _DASH
     if math.isinf(value):
         return "∞" if value > 0 else "\u2212∞"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}".replace("-", "\u2212")
+
+
+def factor(value: float) -> str:
+    """A ratio with two decimals below ten, fewer above.
+
+    Examples:
+        >>> factor(1.6), factor(11.02), factor(432.1), factor(float("inf"))
+        ('1.60', '11.0', '432', '∞')
+    """
+    if not math.isfinite(value) or value >= 100:
+        return number(value)
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def percent(share: float) -> str:
@@ -102,10 +117,10 @@ def leaderboard_table(field: Field, rows: Sequence[LeaderboardRow], *, name: str
         body.append((kind, _leaderboard_cells(row, style)))
     headings = (
         "rule",
-        "tuning trials",
+        "trials",
         "solved",
         "time / best baseline",
-        "final gap, log10",
+        "log10 final gap",
         "targets over time",
         "gradients to solve",
         "diverged",
@@ -135,15 +150,19 @@ def _sort_key(value: float) -> float:
 
 
 def _with_interval(interval: Interval) -> str:
-    ends = f"{number(interval.low, 2)} to {number(interval.high, 2)}"
-    return f'<span class="num">{number(interval.estimate, 2)}<small>{ends}</small></span>'
+    low, mid, high = (
+        # Adding zero turns the minus zero of a rounded small number into zero.
+        f"{round(v, 1) + 0.0:.1f}".replace("-", "\u2212")
+        for v in (interval.low, interval.estimate, interval.high)
+    )
+    return f'<span class="num">{mid}<small>{low} to {high}</small></span>'
 
 
 def _share_plot(interval: Interval, style: Style) -> str:
-    low, mid, high = (100 * v for v in (interval.low, interval.estimate, interval.high))
+    low, mid, high = (80 * v for v in (interval.low, interval.estimate, interval.high))
     svg = (
-        '<svg class="mini" width="102" height="16" viewBox="-1 0 102 16" aria-hidden="true">'
-        '<rect x="0" y="4" width="100" height="8" fill="#e4e7eb"/>'
+        f"{_MINI}"
+        '<rect x="0" y="4" width="80" height="8" fill="#e4e7eb"/>'
         f'<rect x="0" y="4" width="{mid:.1f}" height="8" fill="{style.colour}" opacity=".75"/>'
         f'<path d="M{low:.1f} 8H{high:.1f}M{low:.1f} 4V12M{high:.1f} 4V12" stroke="#1f2933" '
         'fill="none"/></svg>'
@@ -154,19 +173,19 @@ def _share_plot(interval: Interval, style: Style) -> str:
 
 def _ratio_plot(interval: Interval, style: Style) -> str:
     if math.isnan(interval.estimate):
-        return "\u2013"
+        return _DASH
     low, mid, high = (
-        50 + 50 * max(-1.0, min(1.0, math.log(max(v, 1e-9)) / math.log(16)))
+        40 + 40 * max(-1.0, min(1.0, math.log(max(v, 1e-9)) / math.log(16)))
         for v in (interval.low, interval.estimate, interval.high)
     )
     svg = (
-        '<svg class="mini" width="102" height="16" viewBox="-1 0 102 16" aria-hidden="true">'
-        '<path d="M0 8H100" stroke="#e4e7eb"/><path d="M50 1V15" stroke="#52606d"/>'
+        f"{_MINI}"
+        '<path d="M0 8H80" stroke="#d9dfe5"/><path d="M40 1V15" stroke="#52606d"/>'
         f'<path d="M{low:.1f} 8H{high:.1f}" stroke="{style.colour}" stroke-width="3"/>'
-        f'<circle cx="{mid:.1f}" cy="8" r="4.5" fill="{style.colour}"/></svg>'
+        f'<circle cx="{mid:.1f}" cy="8" r="4" fill="{style.colour}"/></svg>'
     )
-    ends = f"{number(interval.low)} to {number(interval.high)}"
-    return f'{svg}<span class="num">{number(interval.estimate)}\u00d7<small>{ends}</small></span>'
+    ends = f"{factor(interval.low)} to {factor(interval.high)}"
+    return f'{svg}<span class="num">{factor(interval.estimate)}<small>{ends}</small></span>'
 
 
 def hyperparameter_table(field: Field) -> str:

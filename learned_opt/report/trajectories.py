@@ -20,7 +20,7 @@ GRID_POINTS = 81
 LOWEST_GAP = 1e-4
 """Gaps below this share one contour colour."""
 
-_COLOURS = [[0, "#7b93ad"], [0.5, "#c3d0de"], [1, "#f8fafc"]]
+_COLOURS = [[0, "#8199b3"], [0.5, "#c9d5e1"], [1, "#fbfcfd"]]
 _MARKS = {
     "minimum": ("star", "minimum"),
     "strict saddle": ("x-thin", "saddle"),
@@ -55,13 +55,14 @@ def trajectory_chart(field: Field, task: TaskInfo) -> Chart | None:
     data = [] if landscape is None else [_contour(landscape, paths[0].run, low, high)]
     if landscape is not None:
         data += _mark_traces(landscape, low, high)
+    data.append(_start_trace(paths[0].points[0]))
     moving = []
     for path in sorted(paths, key=lambda p: p.entrant.is_learned):
         style = field.styles[path.entrant.rule]
         x, y = rounded(path.points[:, 0]), rounded(path.points[:, 1])
         shared = {
             "type": "scatter",
-            "name": path.entrant.html,
+            "name": field.html(path.entrant),
             "legendgroup": rule_key(field.drawn_as(path.entrant)),
             "hovertemplate": "%{x:.3g}, %{y:.3g}<extra>%{fullData.name}</extra>",
         }
@@ -85,7 +86,7 @@ def trajectory_chart(field: Field, task: TaskInfo) -> Chart | None:
         ]
     return Chart(
         title=task.label,
-        note=f"instance {paths[0].run['instance']}; {_surface_note(landscape)}",
+        note=f"instance {paths[0].run['instance']}{_surface_note(landscape)}",
         data=data,
         layout=layout(
             axis("x", range=rounded((low[0], high[0])), showgrid=False),
@@ -98,8 +99,8 @@ def trajectory_chart(field: Field, task: TaskInfo) -> Chart | None:
 
 def _surface_note(landscape: Landscape | None) -> str:
     if landscape is None:
-        return "its surface could not be rebuilt, paths alone are shown"
-    return "darker is lower, in powers of ten of the remaining gap"
+        return "; its surface could not be rebuilt, paths alone are shown"
+    return ""
 
 
 def _paths(field: Field, task: TaskInfo) -> list[_Path]:
@@ -163,7 +164,7 @@ def _contour(
             "size": round(max(top - bottom, 1e-3) / 14, 5),
         },
         "colorscale": _COLOURS,
-        "line": {"width": 0.6, "color": "rgba(255,255,255,0.8)"},
+        "line": {"width": 0.6, "color": "rgba(82,96,109,0.28)"},
         "hoverinfo": "skip",
         "colorbar": {
             "thickness": 10,
@@ -194,6 +195,18 @@ def _mark_traces(landscape: Landscape, low: Floats, high: Floats) -> list[dict[s
                 "hovertemplate": "%{x:.3g}, %{y:.3g}<extra>%{fullData.name}</extra>",
             })
     return traces
+
+
+def _start_trace(start: Floats) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "start",
+        "x": rounded(start[:1]),
+        "y": rounded(start[1:]),
+        "marker": {"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 1.5}},
+        "hovertemplate": "%{x:.3g}, %{y:.3g}<extra>start</extra>",
+    }
 
 
 def _frame_times(paths: list[_Path]) -> list[float | None]:

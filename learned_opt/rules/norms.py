@@ -57,4 +57,5 @@ def problem_norm(tree: Params) -> Tensor:
         torch.linalg.vector_norm(p.reshape(p.shape[0], -1), dim=1, dtype=torch.float64)
         for p in tree.values()
     ]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return total

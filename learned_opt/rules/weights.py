@@ -20,14 +20,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from learned_opt.errors import LearnedOptError, require, unknown_name
-
-# Imported for their registrations: a file may hold any of these rules.
-from learned_opt.rules import adaptive as adaptive
-from learned_opt.rules import classic as classic
-from learned_opt.rules import lstm as lstm
-from learned_opt.rules import noisy as noisy
-from learned_opt.rules import perturbed as perturbed
-from learned_opt.rules import rnnprop as rnnprop
 from learned_opt.rules.base import HandMade, Rule, get_rule, registered_rules
 
 FORMAT = "learned_opt"

@@ -77,9 +77,7 @@ class Start:
             return natural(num_problems, rng)
         if self.kind == "manifold":
             points = stable(num_problems, rng)
-            return points.add(
-                unit_vectors(num_problems, len(escape), rng) @ escape, alpha=self.radius
-            )
+            return points + self.radius * unit_vectors(num_problems, len(escape), rng) @ escape
         points = saddle.expand(num_problems, -1).clone()
         if self.kind == "ball":
             points += self.radius * unit_vectors(num_problems, len(saddle), rng)

@@ -109,7 +109,7 @@ class SoftCommittee(ClosedFormTask):
         values = (self.plateau_value, 0.0)
         points = []
         for x, value in zip(student.flatten(1), values, strict=True):
-            hessian = torch.func.jacrev(torch.func.grad(self.function))(x)
+            hessian = torch.autograd.functional.hessian(self.function, x)
             points.append(
                 CriticalPoint(x=x, value=value, eigenvalues=torch.linalg.eigvalsh(hessian))
             )

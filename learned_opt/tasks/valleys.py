@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
 from typing import final
 
 import torch
@@ -84,7 +86,7 @@ class Rosenbrock(ClosedFormTask):
         """Saddle, minimum behind it and global minimum; beyond 8 dimensions the last alone."""
         ones = torch.ones(self.dim, dtype=torch.float64)
         known = [
-            _newton(self, torch.tensor(guess, dtype=torch.float64))
+            _newton(self.function, _rosenbrock_hessian, torch.tensor(guess, dtype=torch.float64))
             for guess in _ROSENBROCK_GUESSES.get(self.dim, ())
         ]
         return [
@@ -92,14 +94,17 @@ class Rosenbrock(ClosedFormTask):
             for x in (*known, ones)
         ]
 
+    @cached_property
+    def _levels(self) -> Tensor:
+        return torch.tensor([p.value for p in self.critical_points()], dtype=torch.float64)
+
     def _spectrum(self, x: Tensor) -> Tensor:
-        hessian: Tensor = torch.func.jacrev(torch.func.grad(self.function))(x)
-        spectrum: Tensor = torch.linalg.eigvalsh(hessian)
+        spectrum: Tensor = torch.linalg.eigvalsh(_rosenbrock_hessian(x))
         return spectrum
 
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
         noise = torch.randn(num_problems, self.dim, generator=rng, dtype=torch.float64)
-        levels = torch.tensor([p.value for p in self.critical_points()], dtype=torch.float64)
+        levels = self._levels
         floor = self.dim - 1
         below = levels[levels < floor].max()
         ones = torch.ones(num_problems, dtype=torch.float64)
@@ -159,8 +164,8 @@ class Rastrigin(ClosedFormTask):
         for guess in (0.5, 1.0, 0.0):
             start = torch.zeros(self.dim, dtype=torch.float64)
             start[0] = guess
-            x = _newton(self, start)
-            curvature = 2 + 40 * math.pi**2 * torch.cos(2 * math.pi * x)
+            x = _newton(self.function, lambda x: _rastrigin_curvature(x).diag(), start)
+            curvature = _rastrigin_curvature(x)
             points.append(
                 CriticalPoint(
                     x=x, value=float(self.function(x)), eigenvalues=curvature.sort().values
@@ -182,11 +187,28 @@ class Rastrigin(ClosedFormTask):
         )
 
 
-def _newton(task: ClosedFormTask, start: Tensor, *, num_steps: int = 20) -> Tensor:
-    """Refine a critical point by Newton's method in float64."""
-    gradient = torch.func.grad(task.function)
-    hessian = torch.func.jacrev(gradient)
+def _rosenbrock_hessian(x: Tensor) -> Tensor:
+    """The tridiagonal Hessian at ``[d]``, dense ``[d, d]``."""
+    head, tail = x[:-1], x[1:]
+    diagonal = torch.zeros_like(x)
+    diagonal[:-1] += 1200 * head.square() - 400 * tail + 2
+    diagonal[1:] += 200
+    return diagonal.diag() + (-400 * head).diag(1) + (-400 * head).diag(-1)
+
+
+def _rastrigin_curvature(x: Tensor) -> Tensor:
+    """The Hessian's diagonal, which is all there is of it."""
+    return 2 + 40 * math.pi**2 * torch.cos(2 * math.pi * x)
+
+
+def _newton(
+    function: Callable[[Tensor], Tensor], hessian: Callable[[Tensor], Tensor], start: Tensor
+) -> Tensor:
+    """Refine a critical point ``[d]`` by Newton's method in float64."""
     x = start
-    for _ in range(num_steps):
-        x = x - torch.linalg.solve(hessian(x), gradient(x))
+    for _ in range(8):
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(function(point), point)
+        x = x - torch.linalg.solve(hessian(x), gradient)
     return x

@@ -86,3 +86,10 @@ def test_every_objective_prefers_lower_losses(name):
 def test_an_unknown_name_is_refused():
     with pytest.raises(LearnedOptError, match="unknown objective 'loggap'; did you mean 'log_gap'"):
         get_objective("loggap")
+
+
+def test_log_mean_gap_averages_over_problems_before_the_logarithm():
+    expected = (math.log((4 + 6) / (8 + 10)) + math.log((2 + 2) / (8 + 10))) / 2
+    assert value("log_mean_gap") == pytest.approx(expected, rel=1e-7)
+    typical = value("log_gap")
+    assert value("balanced") == pytest.approx((expected + typical) / 2, rel=1e-7)

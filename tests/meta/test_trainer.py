@@ -213,23 +213,41 @@ def test_random_scaling_is_for_training_alone(tmp_path):
 
 
 def test_gradients_are_clipped(tmp_path):
-    moves = []
+    # One gradient a million times too long must not outlast its step in Adam's second moment.
+    thetas = []
     for name, factor in (("plain", 1.0), ("huge", 1e6)):
-        config = replace(CONFIG, num_outer_steps=1, clip_norm=1e-3)
+        config = replace(CONFIG, num_outer_steps=3, clip_norm=1e-3, log_every=1)
         rule = lstm()
         inner = truncated_backpropagation(config, [TASK])
 
         def spoil(count, estimate, factor=factor):
-            del count
-            return replace(estimate, grads=tuple(factor * g for g in estimate.grads))
+            scale = factor if count == 1 else 1.0
+            return replace(estimate, grads=tuple(scale * g for g in estimate.grads))
 
         result = meta_train(
             rule, TASK, config=config, out=tmp_path / name, estimator=Poisoned(inner, spoil)
         )
-        moves.append(rule.head.weight.detach().clone())
+        thetas.append(rule.head.weight.detach().clone())
         norms = [m["meta_gradient_norm"] for m in history(result) if "meta_loss" in m]
         assert norms[0] > 1e-3  # what is recorded is the norm before clipping
-    torch.testing.assert_close(moves[0], moves[1])
+    torch.testing.assert_close(thetas[0], thetas[1])
+
+
+def test_each_update_uses_the_decayed_learning_rate(tmp_path):
+    # Under a constant gradient Adam moves every coordinate by exactly the learning rate.
+    config = replace(CONFIG, dtype="float64", final_learning_rate_fraction=0.1)
+    rule, thetas = lstm(), []
+
+    def spoil(count, estimate):
+        del count
+        thetas.append(rule.head.weight.detach().clone())
+        return replace(estimate, grads=tuple(torch.ones_like(g) for g in estimate.grads))
+
+    inner = truncated_backpropagation(config, [TASK])
+    meta_train(rule, TASK, config=config, out=tmp_path, estimator=Poisoned(inner, spoil))
+    for k, (before, after) in enumerate(itertools.pairwise([*thetas, rule.head.weight.detach()])):
+        move = torch.full_like(before, config.learning_rate_at(k))
+        torch.testing.assert_close(before - after, move, rtol=1e-5, atol=0.0)
 
 
 def nan_loss(estimate):

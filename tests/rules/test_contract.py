@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from learned_opt.errors import LearnedOptError
 from learned_opt.rules.base import HandMade, get_rule, registered_rules
@@ -252,6 +253,32 @@ def test_gradients_reach_every_theta(name, second_order):
 
 
 @pytest.mark.parametrize("name", RULES)
+def test_derivatives_are_finite_where_a_coordinate_never_sees_a_gradient(name):
+    class Flat(Bowls):
+        def loss(self, params, problems, batch=None):
+            del problems, batch
+            # `v` lies on a plateau: its gradient is zero, yet connected to where it lies.
+            plateau = (params["v"] - 100).relu().pow(3).sum(1)
+            return params["s"].square() + plateau + 0 * params["m"].sum((1, 2))
+
+    task, rule = Flat(), make(name)
+    problems = task.sample(2, dtype=torch.float64)
+    problems.params["s"][1] = 0.0  # a whole problem without any gradient
+    losses = unroll(
+        task,
+        rule,
+        problems,
+        num_steps=4,
+        rng=generator(),
+        differentiable=True,
+        second_order=True,
+    ).losses
+    grads = torch.autograd.grad(losses.sum(), list(rule.parameters()), allow_unused=True)
+    assert any(g is not None and g.abs().max() > 0 for g in grads)
+    assert all(g.isfinite().all() for g in grads if g is not None)
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_a_rule_moves(name):
     carry = run(name).carry
     start = Bowls().sample(4, dtype=torch.float64).params
@@ -306,3 +333,36 @@ def test_rnnprop_ignores_the_scale_of_the_loss_and_bounds_its_steps():
     for key, update in updates.items():
         torch.testing.assert_close(scaled[key], update, rtol=1e-4, atol=1e-7)
         assert update.abs().max() <= 0.05
+
+
+def test_rnnprop_equals_the_published_equations():
+    rule = get_rule("rnnprop", hidden_size=4, output_scale=0.05, seed=2).double()
+    theta, size = rule.state_dict(), 4
+
+    def cell(layer, x, h, c):
+        gates = theta[f"lstm.weight{layer}"] @ torch.cat((x, h)) + theta[f"lstm.bias{layer}"]
+        i, f, o = (gates[k * size : (k + 1) * size].sigmoid() for k in range(3))
+        c = f * c + i * gates[3 * size :].tanh()
+        return o * c.tanh(), c
+
+    _, params = arguments(1)
+    params = {"v": params["v"]}
+    state = rule.init(params)
+    moments = torch.zeros(2, 3, dtype=torch.float64)
+    memory = [[torch.zeros(size, dtype=torch.float64)] * 4 for _ in range(3)]
+    for t in range(1, 7):
+        g = torch.sin(torch.arange(3.0, dtype=torch.float64) * t + t)
+        moments = 0.95 * moments + 0.05 * torch.stack((g, g**2))
+        first, second = moments / (1 - 0.95**t)
+        expected = torch.empty(3, dtype=torch.float64)
+        for p in range(3):
+            scale = second[p].sqrt() + 1e-8
+            x = torch.stack((g[p] / scale, first[p] / scale))
+            x = nn.functional.elu(theta["embed.weight"] @ x + theta["embed.bias"])
+            h0, c0, h1, c1 = memory[p]
+            h0, c0 = cell(0, x, h0, c0)
+            h1, c1 = cell(1, h0, h1, c1)
+            memory[p] = [h0, c0, h1, c1]
+            expected[p] = -0.05 * torch.tanh(theta["head.weight"][0] @ h1 + theta["head.bias"][0])
+        updates, state = rule({"v": g.unsqueeze(0)}, state, params)
+        torch.testing.assert_close(updates["v"][0].detach(), expected, rtol=1e-12, atol=1e-15)

@@ -45,7 +45,6 @@ def descent_steps(task, start, end, learning_rate, limit):
 @pytest.mark.parametrize(
     ("task", "start", "end", "known"),
     [
-        (Welsch(dim=2), 3.0, 1.0, 29),
         (Welsch(dim=2), 4.0, 1.0, 443),
         (Welsch(dim=2), 4.5, 1.0, 2788),
         (GemanMcClure(dim=2), 5.0, 1.0, 184),
@@ -58,7 +57,7 @@ def test_gradient_descent_dwells_as_long_as_the_quadrature_says(task, start, end
     predicted = task.gradient_flow_steps(start, end, learning_rate=0.5)
     measured = descent_steps(task, start, end, learning_rate=0.5, limit=20_000)
     assert measured == pytest.approx(predicted, rel=0.05)
-    assert predicted == pytest.approx(known, rel=0.05)
+    assert measured == pytest.approx(known, rel=0.01)
 
 
 def test_stair_dwell_matches_its_closed_form():
@@ -99,7 +98,9 @@ def test_critical_points_have_zero_gradient_and_the_stated_spectrum(task):
 def test_saturated_unit_has_the_curvature_of_gauss_and_newton():
     point = SaturatedUnit().critical_points()[0]
     torch.testing.assert_close(
-        point.eigenvalues.sum(), torch.tensor(0.1966119**2 * 3.5, dtype=torch.float64), rtol=1e-6,
+        point.eigenvalues.sum(),
+        torch.tensor(0.1966119**2 * 3.5, dtype=torch.float64),
+        rtol=1e-6,
         atol=0,
     )
 
@@ -147,8 +148,9 @@ def test_saturated_unit_keeps_its_tiny_gradient_in_float32():
         x = problems.params["x"].requires_grad_()
         (grads[dtype],) = torch.autograd.grad(task.loss({"x": x}, problems).sum(), x)
     assert 0 < grads[torch.float64].abs().max() < 1e-8
-    torch.testing.assert_close(grads[torch.float32].double(), grads[torch.float64], rtol=1e-4,
-                               atol=0)
+    torch.testing.assert_close(
+        grads[torch.float32].double(), grads[torch.float64], rtol=1e-4, atol=0
+    )
 
 
 def test_saturated_unit_equals_the_plain_formula():

@@ -74,9 +74,7 @@ def test_rosenbrock_equals_its_plain_sum():
 
 def test_rastrigin_equals_its_plain_sum():
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = [
-        30 + sum(xi**2 - 10 * math.cos(2 * math.pi * xi) for xi in p) for p in x.tolist()
-    ]
+    plain = [30 + sum(xi**2 - 10 * math.cos(2 * math.pi * xi) for xi in p) for p in x.tolist()]
     assert Rastrigin(dim=3).function(x).tolist() == pytest.approx(plain)
 
 
