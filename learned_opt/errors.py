@@ -1,4 +1,4 @@
-"""What the library says when the input is wrong: one sentence with the name, the value, the rule."""
+"""What the library says when the input is wrong: one sentence with name, value and rule."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def leaves(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
 
 
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate parameters to one matrix ``[N, P]``, tensors in order, each in row-major order."""
+    """Concatenate parameters to one matrix ``[N, P]``: tensors in order, each row-major."""
     parts = [p.flatten(1) if p.dim() > 1 else p.unsqueeze(1) for p in params.values()]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

@@ -1,4 +1,4 @@
-"""Settings that every test shares: one thread, deterministic seeds come from the tests themselves."""
+"""Settings that every test shares: one thread; seeds come from the tests themselves."""
 
 import torch
 

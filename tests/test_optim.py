@@ -19,6 +19,7 @@ from learned_opt.rules.perturbed import PerturbedGDTheory
 from learned_opt.rules.rnnprop import RNNProp
 from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Facts, Problems, Task
+from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
 
 RULES = {
@@ -417,6 +418,9 @@ def test_scalars_and_empty_parameters(name):
     assert scalar.item() != 3.0
     assert (other != 1.0).all()
     assert empty.shape == (0, 4)
+    # Rules may average over a tensor, so they never see one without elements.
+    stored = optimizer.state[empty]["rule_state"]
+    assert all(leaf.numel() for leaf in leaves(stored).values())
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
     assert str(optimizer.state_dict()) == str(saved)

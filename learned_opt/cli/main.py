@@ -15,6 +15,7 @@ from learned_opt.cli.report import Report
 from learned_opt.cli.run import Run
 from learned_opt.cli.train import Train
 from learned_opt.errors import LearnedOptError
+from learned_opt.meta.interrupts import Interrupted
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         command.main()
+    except Interrupted as error:
+        _fail(str(error), error.exit_code)
     except LearnedOptError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except KeyboardInterrupt:

@@ -40,8 +40,8 @@ table { border-collapse:collapse; width:100%; font-size:15px; }
 th, td { padding:8px 12px; text-align:left; vertical-align:middle; }
 td { white-space:nowrap; }
 th { background:#eef0f3; position:sticky; top:0; z-index:1; padding:0; }
-th button { font:inherit; font-size:14px; font-weight:600; line-height:1.3; color:inherit; background:none;
-  border:0; padding:9px 12px; width:100%; text-align:left; cursor:pointer; }
+th button { font:inherit; font-size:14px; font-weight:600; line-height:1.3; color:inherit;
+  background:none; border:0; padding:9px 12px; width:100%; text-align:left; cursor:pointer; }
 th[aria-sort=ascending] button::after { content:"\\00a0\\2191"; }
 th[aria-sort=descending] button::after { content:"\\00a0\\2193"; }
 tbody tr { border-top:1px solid var(--line); }

@@ -13,14 +13,14 @@ from learned_opt.rules.base import Rule as Rule
 from learned_opt.rules.base import get_rule as get_rule
 from learned_opt.rules.base import register_rule as register_rule
 from learned_opt.rules.base import registered_rules as registered_rules
+from learned_opt.rules.classic import SGD as SGD
 from learned_opt.rules.classic import ClippedGD as ClippedGD
 from learned_opt.rules.classic import Momentum as Momentum
 from learned_opt.rules.classic import Nesterov as Nesterov
 from learned_opt.rules.classic import NormalizedGD as NormalizedGD
-from learned_opt.rules.classic import SGD as SGD
 from learned_opt.rules.lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
-from learned_opt.rules.noisy import NoisyGD as NoisyGD
 from learned_opt.rules.noisy import SGLD as SGLD
+from learned_opt.rules.noisy import NoisyGD as NoisyGD
 from learned_opt.rules.perturbed import PerturbedGD as PerturbedGD
 from learned_opt.rules.perturbed import PerturbedGDTheory as PerturbedGDTheory
 from learned_opt.rules.rnnprop import RNNProp as RNNProp

@@ -8,7 +8,6 @@ and may carry the problem axis, so that a whole sweep moves as one batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -81,8 +80,6 @@ class HandMade(Rule):
         LearnedOptError: if a value is negative or not finite.
     """
 
-    defaults: ClassVar[dict[str, float]]
-
     def __init__(self, **hyperparameters: float | Tensor) -> None:
         super().__init__()
         for key, value in hyperparameters.items():
@@ -91,9 +88,7 @@ class HandMade(Rule):
                 bool(torch.isfinite(tensor).all()) and bool((tensor >= 0).all()),
                 f"{self.name}: {key} must be finite and not negative, got {value}",
             )
-            require(
-                tensor.dim() <= 1, f"{self.name}: {key} must be a scalar or [N], got {value!r}"
-            )
+            require(tensor.dim() <= 1, f"{self.name}: {key} must be a scalar or [N], got {value!r}")
             setattr(self, key, nn.Parameter(tensor))
 
     def config(self) -> dict[str, Any]:
@@ -101,12 +96,14 @@ class HandMade(Rule):
         return {key: value.detach().tolist() for key, value in self.named_parameters()}
 
 
-_REGISTRY: dict[str, Callable[..., Rule]] = {}
+_REGISTRY: dict[str, type[Rule]] = {}
 
 
 def register_rule(factory: type[Rule]) -> type[Rule]:
-    """Class decorator: make a rule available to `get_rule` and to weight files under its ``name``."""
-    if factory.name in _REGISTRY:
+    """Class decorator: make a rule available to `get_rule` and weight files under its ``name``."""
+    known = _REGISTRY.get(factory.name)
+    # A module that is imported twice (reload, doctest collection) registers the same class again.
+    if known is not None and known.__qualname__ != factory.__qualname__:
         raise LearnedOptError(f"rule '{factory.name}' is registered twice")
     _REGISTRY[factory.name] = factory
     return factory

@@ -22,7 +22,7 @@ class _LSTMCell(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         size = h.shape[1]
@@ -42,7 +42,7 @@ class _LSTMCell(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gates, c, tanh_c, weight = ctx.saved_tensors
         size = c.shape[1]
         i, f, o, g = gates.chunk(4, dim=1)

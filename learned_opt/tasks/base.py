@@ -105,7 +105,7 @@ class CriticalPoint:
 
     @property
     def kind(self) -> str:
-        """``minimum``, ``maximum``, ``strict saddle`` or ``degenerate`` (no negative eigenvalue, some zero)."""
+        """``minimum``, ``maximum``, ``strict saddle`` or ``degenerate`` (none negative, some 0)."""
         scale = max(1.0, float(self.eigenvalues.abs().max()))
         low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
         if low > 1e-9 * scale:
@@ -208,7 +208,7 @@ class Task(ABC):
 
 
 class ClosedFormTask(Task):
-    """A task with a formula: it also has a canonical function on a flat vector and critical points."""
+    """A task with a formula: a canonical function on a flat vector, and its critical points."""
 
     minimum: float
 
@@ -237,7 +237,9 @@ _REGISTRY: dict[str, Callable[..., Task]] = {}
 def register_task(factory: Callable[..., Task]) -> Callable[..., Task]:
     """Class decorator: make a task available to `get_task` under its ``name``."""
     name: str = factory.name  # type: ignore[attr-defined]
-    if name in _REGISTRY:
+    known = _REGISTRY.get(name)
+    # A module that is imported twice (reload, doctest collection) registers the same class again.
+    if known is not None and known.__qualname__ != factory.__qualname__:
         raise LearnedOptError(f"task '{name}' is registered twice")
     _REGISTRY[name] = factory
     return factory

@@ -160,7 +160,7 @@ class Welsch(SeparablePlateau):
 
     Examples:
         >>> round(Welsch().gradient_flow_steps(4.0, 1.0, learning_rate=0.5))
-        443
+        440
     """
 
     name = "welsch"

@@ -1,1 +1,1 @@
-
+"""Bundled weights, named by the stem of their file, each with a model card beside it."""

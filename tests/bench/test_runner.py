@@ -10,9 +10,8 @@ from learned_opt.bench.entrants import Entrant, weights_hash
 from learned_opt.bench.results import Results
 from learned_opt.bench.runner import Progress, run_benchmark
 from learned_opt.bench.shards import DiskFullError
-from learned_opt.bench.statistics import rmst
 from learned_opt.bench.suites import SuiteEntry
-from learned_opt.bench.units import derive_seed, numeric_settings
+from learned_opt.bench.units import numeric_settings
 from learned_opt.errors import LearnedOptError
 from learned_opt.rules.base import get_rule
 from learned_opt.rules.weights import save_rule
@@ -83,21 +82,34 @@ def test_paths_lie_on_their_loss_curves(finished: Path) -> None:
     assert shared > 20
 
 
-def test_selection_is_by_the_tuning_table_and_the_runs_are_fresh(finished: Path) -> None:
+def test_selection_is_by_the_tuning_table(finished: Path) -> None:
     results = Results.load(finished)
     trials = results.filter(task="plane", rule="sgd").tuning.to_pylist()
     assert [trial["trial"] for trial in trials] == [0, 1, 2, 3, 4]
     best = min(trials, key=lambda trial: (trial["rmst"], trial["log_gap"]))
     chosen = results.filter(task="plane", rule="sgd", tuning_trials=4)
     assert chosen.unique("hyperparameters") == [best["hyperparameters"]]
-    turned = results.filter(task="turned", rule="sgd", tuning_trials=4)
-    (trial,) = [
-        t
-        for t in turned.tuning.to_pylist()
-        if t["hyperparameters"] == turned.rows()[0]["hyperparameters"]
-    ]
-    assert rmst(turned.column("t_solve"), turned.rows()[0]["budget"]) != trial["rmst"]
-    assert derive_seed(0, "tuning", "plane") != derive_seed(0, "evaluation", "plane")
+
+
+def test_tuning_never_sees_the_instances_that_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    real_tune, real_race = units.tune, units.race
+
+    def tune(task, rule, problems, **settings):
+        seen["tuning"] = problems.params["x"]
+        return real_tune(task, rule, problems, **settings)
+
+    def race(task, make_rule, problems, **settings):
+        seen["runs"] = problems.params["x"]
+        return real_race(task, make_rule, problems, **settings)
+
+    monkeypatch.setattr(units, "tune", tune)
+    monkeypatch.setattr(units, "race", race)
+    run(tmp_path, [TURNED], num_instances=8, num_tuning_instances=8)
+    distances = torch.cdist(seen["tuning"], seen["runs"])
+    assert distances.shape[0] == 8 and distances.min() > 1e-3
 
 
 def test_all_rules_face_the_same_instances(finished: Path) -> None:

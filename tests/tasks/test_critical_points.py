@@ -44,6 +44,7 @@ TASKS = [
     Phi4Chain(dim=6, coupling=0.2),
     Phi4Chain(dim=8, coupling=0.1),
     Phi4Chain(dim=16),
+    Phi4Chain(dim=6, coupling=0.4),
     Phi4Chain(dim=5, coupling=0.0),
     MatrixFactorization(size=5, rank=2, eigenvalues=(3, 2, 1)),
     MatrixFactorization(),
@@ -175,10 +176,10 @@ def test_deep_linear_two_layers_are_strict_at_the_origin():
 
 
 def test_phi4_index_of_the_origin():
-    task = Phi4Chain(dim=6, coupling=0.2)
-    expected = sorted(-1 + 0.4 * (1 - math.cos(2 * math.pi * m / 6)) for m in range(6))
+    task = Phi4Chain(dim=6, coupling=0.4)
+    expected = sorted(-1 + 0.8 * (1 - math.cos(2 * math.pi * m / 6)) for m in range(6))
     assert task.critical_points()[0].eigenvalues.tolist() == pytest.approx(expected)
-    assert len(task.escape) == sum(value < 0 for value in expected)
+    assert len(task.escape) == sum(value < 0 for value in expected) == 3
 
 
 def test_sampled_phase_retrieval_averages_to_the_population_loss():

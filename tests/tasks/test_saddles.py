@@ -176,6 +176,8 @@ def test_spread_draws_curvatures_and_keeps_facts_true():
     assert decades.min() < -0.45
     minima = torch.zeros(200, 4, dtype=torch.float64)
     minima[:, :2] = (escape / confinement).sqrt()
+    unmoved = task.critical_points()[-1].x.abs().expand(200, 4)
+    torch.testing.assert_close(minima, unmoved)
     torch.testing.assert_close(task.loss({"x": minima}, problems), problems.facts.minimum)
     one_left = minima.clone()
     drops = escape**2 / (4 * confinement)
