@@ -143,7 +143,6 @@ class EventTracker:
             step: when.
         """
         self.diverged_at[rows] = self.diverged_at[rows].clamp(max=float(step))
-        self._held[rows] = False
 
     def time(self, event: str) -> Tensor:
         """``[N]`` times of one event of `EVENTS`, inf where not reached."""

@@ -296,7 +296,7 @@ def read_history(path: Path) -> tuple[str, list[float], list[float]]:
         path: the file; lines without a step, and other metrics, are passed over.
 
     Returns:
-        The metric's name (``meta_loss``, else the first with ``loss`` in its name), steps, values.
+        The metric's name (``meta_loss``, else the first that ends in ``loss``), steps, values.
 
     Raises:
         LearnedOptError: if the file is missing, no JSON lines, or holds no loss by step.
@@ -307,7 +307,7 @@ def read_history(path: Path) -> tuple[str, list[float], list[float]]:
     except ValueError as error:
         raise LearnedOptError(f"training history {path} is not JSON lines ({error})") from error
     steps = [entry for entry in lines if isinstance(entry, dict) and "step" in entry]
-    names = [name for entry in steps for name in entry if "loss" in name]
+    names = [name for entry in steps for name in entry if name.endswith("loss")]
     require(bool(names), f"training history {path} holds no loss by step")
     name = "meta_loss" if "meta_loss" in names else names[0]
     points = [(float(e["step"]), float(e[name])) for e in steps if name in e]

@@ -202,6 +202,19 @@ def test_rules_can_be_added_later(tmp_path: Path) -> None:
     assert before.items() <= stamps(tmp_path).items()
 
 
+def test_status_is_about_the_solve_target(tmp_path: Path) -> None:
+    valley = SuiteEntry("valley", "rosenbrock", {"dim": 2})
+    results = run(tmp_path, [PLANE, valley], tuning_trials=(0, 4), budget_scale=0.15)
+    # Forty-five steps lead half of the way down and not to the minimum.
+    halfway = results.filter(task="plane", tuning_trials=4)
+    assert np.isfinite(halfway.column("t_half")).all()
+    assert np.isinf(halfway.column("t_solve")).all() and halfway.unique("status") == ["censored"]
+    # The default learning rate is ten times beyond what the curvature of the valley allows.
+    diverged = results.filter(task="valley", tuning_trials=0)
+    assert diverged.unique("status") == ["diverged"] and diverged.unique("log_gap") == [1.0]
+    assert np.isinf(diverged.column("t_gap4")).all()
+
+
 def test_a_learned_rule_runs_as_it_is(tmp_path: Path) -> None:
     path = save_rule(get_rule("lstm", seed=1), tmp_path / "mine.safetensors")
     results = run(tmp_path / "out", rules=[str(path), "sgd"])

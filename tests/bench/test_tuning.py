@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from learned_opt.bench import tuning
+from learned_opt.bench.events import EventTracker
 from learned_opt.bench.tuning import Trial, defaults, select_trial, sweep, tune
 from learned_opt.tasks.base import Facts, Problems, Task, get_task
 from learned_opt.trees import Params, Tree
@@ -105,6 +106,25 @@ def test_pruning_selects_as_running_all_trials_to_the_end_does(
     for one, other in zip(pruned, full, strict=True):
         assert one.rmst <= other.rmst if one.is_pruned else one.rmst == other.rmst
         assert one.success <= other.success
+
+
+def test_only_an_earlier_trial_can_make_one_hopeless() -> None:
+    """A later trial is no candidate for the smaller budgets that the earlier one is there for."""
+    two = torch.ones(2, dtype=torch.float64)
+    events = EventTracker(
+        Facts(minimum=0 * two, reference=two, next_level=0 * two, levels=two[:, None])
+    )
+    losses = torch.ones(2, 51)
+    losses[1, 10:] = 0.0
+    events.feed(losses, torch.arange(51))
+    later = tuning._Bounds(2, 100, best=math.inf, prunes=True)
+    assert later.leave(events, 50).tolist() == [False, True]
+    other = tuning._Bounds(2, 100, best=40.0, prunes=True)
+    assert other.leave(events, 50).tolist() == [True, True]
+    assert other.stopped_at.tolist() == [50.0, math.inf]
+    assert other.means(events, other.stopped_at).tolist() == [50.0, 10.0]
+    patient = tuning._Bounds(2, 100, best=40.0, prunes=False)
+    assert patient.leave(events, 50).tolist() == [False, True]
 
 
 def test_noisy_rules_are_tuned_reproducibly() -> None:

@@ -1,11 +1,15 @@
 """Charts: valid plotly, right numbers."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from learned_opt.bench.results import Results
+from learned_opt.bench.suites import SuiteEntry
+from learned_opt.bench.units import derive_seed
 from learned_opt.errors import LearnedOptError
 from learned_opt.report.charts import (
     curves_chart,
@@ -15,7 +19,7 @@ from learned_opt.report.charts import (
     rounded,
     training_chart,
 )
-from learned_opt.report.field import Field
+from learned_opt.report.field import Field, TaskInfo
 from learned_opt.report.landscape import rebuild
 from learned_opt.report.trajectories import trajectory_chart
 
@@ -123,6 +127,23 @@ def test_contour_is_the_gap_of_the_instance(field, results):
     assert contour["z"][i][j] == pytest.approx(np.log10(max(gap, 1e-4)), abs=0.01)
 
 
+def test_surface_is_that_of_the_runs_own_instance(field, results):
+    entry = SuiteEntry("turned", "random_quadratic", {"dim": 2}, rotate=True)
+    seed = derive_seed(5, "evaluation", "turned")
+    task = entry.build()
+    problems = task.sample(4, seed=seed, dtype=torch.float64)
+    losses = task.loss(problems.params, problems)
+    metadata = {"entries": {"turned": dataclasses.asdict(entry)}}
+    info = TaskInfo("turned", "x", "x", "quadratic", 2, True, 9, num_instances=4)
+    for instance in (0, 3):
+        start = problems.params["x"][instance].tolist()
+        run = {"seed": 5, "instance": instance, "path_x": start[:1], "path_y": start[1:]}
+        run |= {"curve_loss": [float(losses[instance])], "reference": 1.0, "minimum": 0.0}
+        landscape = rebuild(Results(results.runs, results.tuning, metadata), info, run)
+        assert landscape is not None
+        assert landscape(np.array([start]))[0] == pytest.approx(float(losses[instance]))
+
+
 def test_a_surface_that_is_not_the_runs_own_is_not_drawn(field, results):
     task = next(task for task in field.tasks if task.label == "monkey_saddle")
     run = results.filter(task="monkey_saddle", rule="adam", tuning_trials=4, instance=0).rows()[0]
@@ -155,7 +176,7 @@ def test_bad_histories_are_named(tmp_path):
     bad.write_text("{not json\n")
     with pytest.raises(LearnedOptError, match="is not JSON lines"):
         read_history(bad)
-    bad.write_text('{"step": 1, "norm": 2}\n')
+    bad.write_text('{"step": 1, "norm": 2, "nonfinite_meta_losses": 3}\n')
     with pytest.raises(LearnedOptError, match="holds no loss by step"):
         read_history(bad)
 
