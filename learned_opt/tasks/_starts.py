@@ -31,8 +31,8 @@ class Start:
 
     Attributes:
         kind: ``exact`` (the saddle itself), ``ball`` (at distance `radius`, uniform direction),
-            ``manifold`` (a point of the stable manifold plus `radius` along a random unstable
-            direction) or ``natural`` (the task's usual initialisation).
+            ``manifold`` (a point of the stable manifold, moved along a random unstable direction
+            by a distance log-uniform within half a decade of `radius`) or ``natural`` (the task's usual initialisation).
         radius: the distance, positive; only ``ball``, ``manifold`` and some natural starts use it.
 
     Raises:
@@ -77,7 +77,10 @@ class Start:
             return natural(num_problems, rng)
         if self.kind == "manifold":
             points = stable(num_problems, rng)
-            return points + self.radius * unit_vectors(num_problems, len(escape), rng) @ escape
+            # Fixed distances would make the instances of a small task nearly the same problem.
+            exponents = torch.rand(num_problems, 1, generator=rng, dtype=torch.float64) - 0.5
+            distances = self.radius * 10**exponents
+            return points + distances * unit_vectors(num_problems, len(escape), rng) @ escape
         points = saddle.expand(num_problems, -1).clone()
         if self.kind == "ball":
             points += self.radius * unit_vectors(num_problems, len(saddle), rng)
