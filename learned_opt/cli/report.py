@@ -9,6 +9,7 @@ import tyro
 
 from learned_opt.bench.results import Results
 from learned_opt.cli.options import Options
+from learned_opt.report.markdown import leaderboard_markdown
 from learned_opt.report.page import write_report
 
 
@@ -20,10 +21,15 @@ class Report:
     """Folder that `learned-opt bench` or `run` wrote."""
     out: Path | None = None
     """Page to write; by default report.html in the results folder."""
+    markdown: Path | None = None
+    """File for the leaderboard as a Markdown table; none by default."""
     options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Write the page and say where it is."""
         self.options.apply()
         path = self.out or self.results / "report.html"
-        print(write_report(Results.load(self.results), path, seed=self.options.seed))
+        results = Results.load(self.results)
+        if self.markdown is not None:
+            self.markdown.write_text(leaderboard_markdown(results, seed=self.options.seed))
+        print(write_report(results, path, seed=self.options.seed))

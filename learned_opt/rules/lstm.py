@@ -28,14 +28,12 @@ class _LSTMCell(torch.autograd.Function):
         size = h.shape[1]
         inputs = torch.cat((x, h), dim=1)
         gates = torch.addmm(bias, inputs, weight.t())
-        # tanh(a) = 2 sigmoid(2 a) - 1: one contiguous sigmoid is five times faster on a CPU than
-        # a strided sigmoid and a tanh.
-        candidate = gates[:, 3 * size :]
-        candidate.mul_(2)
+        # tanh(a) = 2 sigmoid(2 a) - 1: one contiguous sigmoid over all gates is five times faster on
+        # a CPU than a strided sigmoid and a tanh.
+        gates[:, 3 * size :].mul_(2)
         gates.sigmoid_()
-        candidate.mul_(2).sub_(1)
-        i, f, o, g = gates.chunk(4, dim=1)
-        new_c = torch.addcmul(f * c, i, g)
+        i, f, o, half = gates.chunk(4, dim=1)
+        new_c = torch.addcmul(f * c, i, half * 2 - 1)
         tanh_c = (new_c * 2).sigmoid_().mul_(2).sub_(1)
         ctx.save_for_backward(inputs, gates, c, tanh_c, weight)
         return o * tanh_c, new_c
@@ -45,15 +43,15 @@ class _LSTMCell(torch.autograd.Function):
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gates, c, tanh_c, weight = ctx.saved_tensors
         size = c.shape[1]
-        i, f, o, g = gates.chunk(4, dim=1)
-        # d sigmoid = s (1 - s) for the three gates, d tanh = 1 - g^2 for the candidate.
-        deltas = gates * (1 - gates)
-        torch.sub(1, g.square(), out=deltas[:, 3 * size :])
-        grad_c = torch.addcmul(grad_c, grad_h * o, 1 - tanh_c.square())
-        deltas[:, :size].mul_(grad_c * g)
-        deltas[:, size : 2 * size].mul_(grad_c * c)
-        deltas[:, 2 * size : 3 * size].mul_(grad_h * tanh_c)
-        deltas[:, 3 * size :].mul_(grad_c * i)
+        i, f, o, half = gates.chunk(4, dim=1)
+        grad_c = grad_c + torch.ops.aten.tanh_backward(grad_h * o, tanh_c)
+        deltas = torch.empty_like(gates)
+        torch.mul(grad_c, half * 2 - 1, out=deltas[:, :size])
+        torch.mul(grad_c, c, out=deltas[:, size : 2 * size])
+        torch.mul(grad_h, tanh_c, out=deltas[:, 2 * size : 3 * size])
+        # The candidate is 2 sigmoid(2 a) - 1, whose derivative is four times that of a sigmoid.
+        torch.mul(grad_c, i * 4, out=deltas[:, 3 * size :])
+        torch.ops.aten.sigmoid_backward.grad_input(deltas, gates, grad_input=deltas)
         grad_inputs = deltas @ weight
         num_inputs = inputs.shape[1] - size
         return (

@@ -87,8 +87,11 @@ def test_bench_writes_results_page_and_figures_and_resumes(tmp_path, capsys):
     assert run(*argv) == 0
     assert shards == {p: p.stat().st_mtime_ns for p in out.glob("*.parquet")}
     capsys.readouterr()
-    assert run("report", out, "--out", out / "again.html") == 0
+    assert run("report", out, "--out", out / "again.html", "--markdown", out / "table.md") == 0
     assert (out / "again.html").exists()
+    header, rule, *lines = (out / "table.md").read_text().splitlines()
+    assert header.count("|") == rule.count("|") == lines[0].count("|") >= 8
+    assert {line.split(" ")[1] for line in lines} == {"adam", "sgd"}
 
 
 def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
