@@ -28,8 +28,8 @@ class _LSTMCell(torch.autograd.Function):
         size = h.shape[1]
         inputs = torch.cat((x, h), dim=1)
         gates = torch.addmm(bias, inputs, weight.t())
-        # tanh(a) = 2 sigmoid(2 a) - 1: one contiguous sigmoid over all gates is five times faster on
-        # a CPU than a strided sigmoid and a tanh.
+        # tanh(a) = 2 sigmoid(2 a) - 1: on a CPU one contiguous sigmoid over all gates is five times
+        # faster than a strided sigmoid and a tanh.
         gates[:, 3 * size :].mul_(2)
         gates.sigmoid_()
         i, f, o, half = gates.chunk(4, dim=1)

@@ -32,7 +32,8 @@ class Start:
     Attributes:
         kind: ``exact`` (the saddle itself), ``ball`` (at distance `radius`, uniform direction),
             ``manifold`` (a point of the stable manifold, moved along a random unstable direction
-            by a distance log-uniform within half a decade of `radius`) or ``natural`` (the task's usual initialisation).
+            by a distance log-uniform within half a decade of `radius`) or ``natural`` (the task's
+            usual initialisation).
         radius: the distance, positive; only ``ball``, ``manifold`` and some natural starts use it.
 
     Raises:
