@@ -31,13 +31,28 @@ class Objective(Protocol):
         """
 
 
+def gap_unit(*, facts: Facts, initial: Tensor) -> Tensor:
+    """What counts as a gap of one, ``[N]``: the fall from the saddle or plateau to the minimum.
+
+    A start may lie far above the saddle that it runs into; in units of the start's own gap, leaving
+    the saddle would hardly count. Where the level of the saddle is not known to lie above the
+    minimum, the gap of the start it is.
+
+    Args:
+        facts: known levels of the problems.
+        initial: ``[N]`` losses before the first step of the episode.
+
+    Returns:
+        ``[N]`` positive numbers.
+    """
+    fall = facts.reference - facts.minimum
+    return torch.where(fall > 0, fall, initial - facts.minimum)
+
+
 def relative_gaps(losses: Tensor, *, facts: Facts, initial: Tensor) -> Tensor:
-    r"""Distance above the minimum in units of the distance at the start.
+    r"""Distance above the minimum, $(f_t - f^*)_+$, in units of `gap_unit`.
 
-    $$ \frac{(f_t - f^*)_+}{\max(f_0, f_{ref}) - f^*} $$
-
-    Invariant under ``f -> a f + b``. The reference level only matters where a noisy first loss
-    falls below it. A minibatch loss below the minimum counts as no gap.
+    Invariant under ``f -> a f + b``. A minibatch loss below the minimum counts as no gap.
 
     Args:
         losses: ``[N, T]`` losses.
@@ -47,7 +62,7 @@ def relative_gaps(losses: Tensor, *, facts: Facts, initial: Tensor) -> Tensor:
     Returns:
         ``[N, T]`` relative gaps.
     """
-    unit = torch.maximum(initial, facts.reference) - facts.minimum
+    unit = gap_unit(facts=facts, initial=initial)
     return (losses - facts.minimum[:, None]).clamp_min(0) / unit[:, None]
 
 
@@ -74,18 +89,18 @@ def log_relative(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: floa
 
 
 def log_gap(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
-    r"""Mean of $\log((f_t - f^*) / (f_0 - f^*) + \epsilon)$; see `relative_gaps`."""
+    r"""Mean of $\log(\text{gap}_t + \epsilon)$; see `relative_gaps`."""
     gaps = relative_gaps(losses[:, 1:], facts=facts, initial=initial)
     return torch.log(gaps + epsilon).mean()
 
 
 def log_mean_gap(losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float) -> Tensor:
-    r"""Mean over steps of $\log(\overline{f_t - f^*} / \overline{f_0 - f^*} + \epsilon)$.
+    r"""Mean over steps of $\log(\overline{f_t - f^*} / \bar u + \epsilon)$, $u$ the `gap_unit`.
 
     The bar is the mean over problems, so the hardest problem of the batch weighs most, where
     `log_gap` lets the easiest gain without limit.
     """
-    unit = (torch.maximum(initial, facts.reference) - facts.minimum).mean()
+    unit = gap_unit(facts=facts, initial=initial).mean()
     gaps = (losses[:, 1:] - facts.minimum[:, None]).clamp_min(0).mean(0)
     return torch.log(gaps / unit + epsilon).mean()
 

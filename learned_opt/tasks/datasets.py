@@ -59,9 +59,13 @@ class Classification:
 
 @cache
 def digits() -> Classification:
-    """Handwritten digits, 1797 images of 8 by 8 pixels in ``[0, 1]``, 10 classes, shuffled."""
+    """Handwritten digits, 1797 images of 8 by 8 pixels in ``[0, 1]``, 10 classes, in file order."""
     images, labels = load_digits(return_X_y=True)
-    return _shuffled(torch.from_numpy(images) / 16, torch.from_numpy(labels), num_classes=10)
+    return Classification(
+        inputs=torch.from_numpy(images).double() / 16,
+        labels=torch.from_numpy(labels).long(),
+        num_classes=10,
+    )
 
 
 @cache
@@ -70,12 +74,8 @@ def breast_cancer() -> Classification:
     features, labels = load_breast_cancer(return_X_y=True)
     inputs = torch.from_numpy(features)
     inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
-    return _shuffled(inputs, torch.from_numpy(labels), num_classes=2)
-
-
-def _shuffled(inputs: Tensor, labels: Tensor, *, num_classes: int) -> Classification:
-    """A fixed order that mixes the classes and, for the digits, the writers."""
+    # A fixed order that mixes the classes.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return Classification(
-        inputs=inputs[order].double(), labels=labels[order].long(), num_classes=num_classes
+        inputs=inputs[order].double(), labels=torch.from_numpy(labels)[order].long(), num_classes=2
     )

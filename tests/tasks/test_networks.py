@@ -158,7 +158,7 @@ def test_without_a_batch_size_nothing_is_random(factory):
     assert factory().is_stochastic
 
 
-def test_data_are_scaled_shuffled_and_shared():
+def test_data_are_scaled_mixed_and_shared():
     digits, cancer = datasets.digits(), datasets.breast_cancer()
     assert digits.inputs.shape == (1797, 64)
     assert (digits.inputs.min(), digits.inputs.max()) == (0, 1)
