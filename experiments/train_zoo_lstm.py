@@ -51,7 +51,7 @@ class Settings:
 
     out: Path = Path("runs/zoo-lstm")
     """Folder for weights, history and checkpoint."""
-    num_outer_steps: int = 5_000
+    num_outer_steps: int = 12_000
     """Outer updates, one per truncation of 20 steps."""
     seed: int = 0
     """Meta-seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -11,6 +12,18 @@ from learned_opt.errors import require
 
 LOG_AND_SIGN_RANGE = 5.0
 """The ``p`` of Andrychowicz et al. 2016, appendix A, as their code sets it (``k = 5``)."""
+
+
+def schema_hash(*parts: object) -> str:
+    """Digest of what a network was trained to see; weights of another schema are refused.
+
+    Args:
+        parts: names of the features, in order, with the constants that shape them.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def log_and_sign(grads: Tensor, *, log_range: float = LOG_AND_SIGN_RANGE) -> Tensor:
@@ -33,8 +46,8 @@ def log_and_sign(grads: Tensor, *, log_range: float = LOG_AND_SIGN_RANGE) -> Ten
         appendix A (arXiv:1606.04474).
 
     Examples:
-        >>> log_and_sign(torch.tensor([1.0, -1e-9])).tolist()
-        [[0.0, 1.0], [-1.0, -1.4841315657122323e-07]]
+        >>> log_and_sign(torch.tensor([1.0, -1e-3])).tolist()  # a thousandth is below exp(-5)
+        [[0.0, 1.0], [-1.0, -0.14841316640377045]]
     """
     require(log_range > 0, f"log_range must be positive, got {log_range}")
     # The smallest normal number keeps log finite at an exactly zero gradient; it is clamped anyway.

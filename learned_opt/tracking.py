@@ -305,7 +305,7 @@ def _init_wandb(
 def open_tracker(
     where: str,
     *,
-    project: str = "learned-opt",
+    project: str = "learned_opt",
     group: str | None = None,
     name: str | None = None,
     config: Mapping[str, Any] | None = None,

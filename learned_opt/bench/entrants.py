@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import torch
+
 from learned_opt.rules.base import HandMade, Rule, get_rule, registered_rules
 from learned_opt.rules.weights import list_rules, resolve_rule
 
@@ -18,7 +20,8 @@ class Entrant:
     """A rule that takes part.
 
     Attributes:
-        name: how results call it; for a weight file, its stem.
+        name: how results call it; for a weight file, its stem (after its folder's name for the
+            ``best`` and ``last`` of a training).
         source: registered name, bundled name or path.
         rule_kind: ``hand-made`` (tuned on every task) or ``learned`` (runs as it is).
         weights_hash: digest of theta and structure of a learned rule; empty for a hand-made one.
@@ -50,7 +53,10 @@ class Entrant:
         )
         if is_hand_made:
             return cls(text, text, "hand-made")
-        return cls(Path(text).stem, text, "learned", weights_hash(resolve_rule(text)))
+        path = Path(text)
+        # Every training writes best.safetensors; its folder tells trainings apart.
+        name = f"{path.parent.name}-{path.stem}" if path.stem in {"best", "last"} else path.stem
+        return cls(name, text, "learned", weights_hash(resolve_rule(text)))
 
 
 def weights_hash(rule: Rule) -> str:
@@ -58,5 +64,7 @@ def weights_hash(rule: Rule) -> str:
     digest = hashlib.sha256(json.dumps([rule.name, rule.config()], sort_keys=True).encode())
     for key, value in sorted(rule.state_dict().items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]

@@ -35,7 +35,7 @@ def open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
     """
     unit = units[0]
     settings: dict[str, Any] = {
-        "suite": unit.suite,
+        "suite": " + ".join(dict.fromkeys(unit.suite for unit in units)),
         "seed": unit.seed,
         "num_instances": unit.num_instances,
         "num_tuning_instances": unit.num_tuning_instances,
@@ -44,6 +44,7 @@ def open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
         "dtype": unit.dtype,
         "device": torch.device(unit.device).type,
         "library_version": library_version(),
+        "torch_version": torch.__version__,
     }
     entries = {u.entry.label: asdict(u.entry) for u in units}
     rules = list(dict.fromkeys(u.entrant.name for u in units))
@@ -80,7 +81,8 @@ def open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "command": sys.argv,
+        # Without the machine's own path to the program.
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
     text = json.dumps(metadata, indent=1) + "\n"
     write_atomically(

@@ -53,6 +53,8 @@ class LeaderboardRow:
             never solved.
         ecdf_area: area under the distribution of times to six targets over log steps, in [0, 1].
         median_seconds: median wall time of a run within its batch.
+        underflow: share of runs in which some gradient component became exactly zero: such a run
+            may have been absorbed by rounding rather than be slow.
     """
 
     group: str
@@ -68,6 +70,7 @@ class LeaderboardRow:
     ert: float
     ecdf_area: float
     median_seconds: float
+    underflow: float
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def _num_instances(table: _TaskTable) -> int:
 
 def _task_table(runs: pa.Table, kinds: dict[str, str]) -> _TaskTable:
     """Runs grouped by entrant, instances ascending (as `Results.load` orders them)."""
-    names = [*TARGETS, "t_solve", "log_gap", "seconds"]
+    names = [*TARGETS, "t_solve", "log_gap", "seconds", "zero_gradient_steps"]
     keys = list(zip(runs["rule"].to_pylist(), runs["tuning_trials"].to_pylist(), strict=True))
     positions: dict[tuple[str, int], list[int]] = {}
     for position, key in enumerate(keys):
@@ -220,4 +223,7 @@ def _row(
             ])
         ),
         median_seconds=float(np.median(np.concatenate([column["seconds"] for column in mine]))),
+        underflow=float(
+            np.mean(np.concatenate([column["zero_gradient_steps"] > 0 for column in mine]))
+        ),
     )

@@ -62,7 +62,7 @@ class _Outcome:
 
 
 def run_benchmark(
-    suite: str | Sequence[SuiteEntry],
+    suite: str | Sequence[str | SuiteEntry],
     *,
     rules: Sequence[str | Path] | None = None,
     out: str | Path,
@@ -83,7 +83,7 @@ def run_benchmark(
     one worker, call it from under ``if __name__ == "__main__":``, since processes are spawned.
 
     Args:
-        suite: a name of `SUITES`, or entries of one's own.
+        suite: a name of `SUITES`, or several, or entries of one's own.
         rules: hand-made rules by name, bundled learned rules by name, or paths of weight files;
             all baselines by default.
         out: the results folder, made if missing. It may hold an earlier run with the same settings
@@ -172,7 +172,7 @@ def run_benchmark(
 
 
 def _plan(
-    suite: str | Sequence[SuiteEntry],
+    suite: str | Sequence[str | SuiteEntry],
     rules: Sequence[str | Path],
     *,
     seed: int,
@@ -196,11 +196,11 @@ def _plan(
     require(budget_scale > 0, f"budget_scale must be positive, got {budget_scale}")
     names = {value: key for key, value in DTYPES.items()}
     require(dtype in names, f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    entries = get_suite(suite) if isinstance(suite, str) else tuple(suite)
-    labels = [entry.label for entry in entries]
-    require(len(entries) > 0, "suite must hold at least one task, got none")
+    chosen = _entries([suite] if isinstance(suite, str) else suite)
+    labels = [entry.label for _, entry in chosen]
+    require(len(chosen) > 0, "suite must hold at least one task, got none")
     require(len(set(labels)) == len(labels), f"task labels must be unique, got {labels}")
-    for entry in entries:
+    for _, entry in chosen:
         entry.build()
     entrants = [Entrant.of(rule) for rule in dict.fromkeys(map(str, rules))]
     names_of_rules = [entrant.name for entrant in entrants]
@@ -211,7 +211,7 @@ def _plan(
     )
     return [
         Unit(
-            suite=suite if isinstance(suite, str) else "custom",
+            suite=name,
             entry=entry,
             entrant=entrant,
             seed=seed,
@@ -222,9 +222,20 @@ def _plan(
             dtype=names[dtype],
             device=device,
         )
-        for entry in entries
+        for name, entry in chosen
         for entrant in entrants
     ]
+
+
+def _entries(suite: Sequence[str | SuiteEntry]) -> list[tuple[str, SuiteEntry]]:
+    """Each entry with the name of its suite; one that several suites share counts once."""
+    chosen: list[tuple[str, SuiteEntry]] = []
+    for part in suite:
+        named = (
+            [(part, e) for e in get_suite(part)] if isinstance(part, str) else [("custom", part)]
+        )
+        chosen += [(name, e) for name, e in named if e not in [known for _, known in chosen]]
+    return chosen
 
 
 def _outcomes(units: Sequence[Unit], folder: Path, workers: int) -> Iterator[_Outcome]:

@@ -131,7 +131,8 @@ def tune(
     """Try the defaults and `num_trials` Sobol points.
 
     Tasks of more than `LARGE_DIM` parameters run their trials in groups, and a trial stops as soon
-    as no further luck could get it selected. What is selected stays the same.
+    as no further luck could get it selected. On deterministic tasks and for rules that draw no
+    noise, what is selected stays the same; elsewhere the grouping changes the noise streams.
 
     Args:
         task: what is minimised.

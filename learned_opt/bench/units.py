@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, final
@@ -36,12 +37,23 @@ NUM_PATHS = 4
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+@cache
 def library_version() -> str:
-    """The installed version of this library; results of another one are another unit."""
+    """Version and digest of the sources that numbers come from: results of others are other units.
+
+    Reports and the command line are left out, since they change no number.
+    """
     try:
-        return version("learned_opt")
+        number = version("learned_opt")
     except PackageNotFoundError:  # a source tree that was never installed
-        return "0"
+        number = "0"
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for part in ("trees.py", "features.py", "actuators.py", "unroll.py", "tasks", "rules", "bench"):
+        path = root / part
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return f"{number}+{digest.hexdigest()[:8]}"
 
 
 @final
@@ -84,6 +96,7 @@ class Unit:
             "kind": "tuning",
             "format_version": FORMAT_VERSION,
             "library_version": library_version(),
+            "torch_version": torch.__version__,
             "suite": self.suite,
             "entry": asdict(self.entry),
             "rule": self.entrant.name,

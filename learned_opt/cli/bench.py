@@ -17,7 +17,6 @@ from learned_opt.bench.results import Results
 from learned_opt.bench.runner import Progress, run_benchmark
 from learned_opt.bench.search_spaces import BASELINES
 from learned_opt.bench.statistics import Interval
-from learned_opt.bench.suites import get_suite
 from learned_opt.cli.options import Options
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.report.figures import curves_figure, leaderboard_figure
@@ -84,8 +83,6 @@ def race(
     dtype: str,
 ) -> Results:
     """`run_benchmark` under a progress bar; the arguments are its own."""
-    entries = [entry for suite in suites for entry in get_suite(suite)]
-    name = suites[0] if len(suites) == 1 else entries
     with progress_bar() as bar:
         line = bar.add_task("benchmark", total=None, note="")
 
@@ -98,7 +95,7 @@ def race(
             )
 
         return run_benchmark(
-            name,
+            suites,
             rules=rules,
             out=out,
             seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -22,13 +23,21 @@ class List:
 
     what: tyro.conf.Positional[Literal["tasks", "rules", "suites"]] = "tasks"
     """What to list."""
+    out: Path | None = None
+    """File for the table as plain text; by default it is only printed."""
     options: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Print one table."""
         self.options.apply()
         table = {"tasks": _tasks, "rules": _rules, "suites": _suites}[self.what]()
-        Console(width=None if Console().is_terminal else 140).print(table)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=140)
+        console.print(table)
+        if self.out is not None:
+            with self.out.open("w", encoding="utf-8") as file:
+                Console(file=file, width=140).print(table)
 
 
 def _tasks() -> Table:

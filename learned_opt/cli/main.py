@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=argv,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     )
+    if threading.current_thread() is threading.main_thread():
+        # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         command.main()
     except Interrupted as error:
@@ -57,11 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             EXIT_INTERRUPTED,
         )
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail("no space left on the disk; what was finished is kept", EXIT_FAILURE)
+        if error.errno == errno.ENOSPC:
+            _fail("no space left on the disk; what was finished is kept", EXIT_FAILURE)
+        where = f"'{error.filename}': " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", EXIT_BAD_INPUT)
 
 
-def _fail(sentence: str, code: int) -> None:
+def _interrupt(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
     print(f"learned-opt: {sentence}", file=sys.stderr)
     raise SystemExit(code)

@@ -19,7 +19,7 @@ class Options:
     device: str = "cpu"
     """Where tensors live: cpu, cuda, cuda:1, ..."""
     threads: int = 1
-    """Torch threads a process. Small tensors do not gain from more, and busy machines lose."""
+    """Torch threads of training; races always run one a process. Small tensors do not gain."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Weights & Biases mode; offline needs no account, online needs `wandb login`."""
     project: str = "learned_opt"

@@ -55,6 +55,7 @@ class Run:
                 horizon=LogUniform(40, 200),
                 objective="log_gap",
                 seed=self.options.seed,
+                device=self.options.device,
             ),
             out=training,
             options=self.options,

@@ -69,6 +69,7 @@ class Train:
             random_scaling=self.random_scaling,
             checkpoint_seconds=self.checkpoint_seconds,
             seed=self.options.seed,
+            device=self.options.device,
         )
         result = train(
             get_rule(self.rule, seed=self.options.seed),

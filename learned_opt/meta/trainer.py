@@ -154,6 +154,12 @@ def meta_train(
         run.close()
 
 
+def _first_losses(task: Task) -> list[str]:
+    """What tells two tasks of one name apart, whatever their settings: where they start."""
+    problems = task.sample(2, seed=0, dtype=torch.float64)
+    return [f"{loss:.6e}" for loss in task.loss(problems.params, problems).tolist()]
+
+
 @final
 class _Run:
     """The mutable state of one meta-training run."""
@@ -179,6 +185,7 @@ class _Run:
             "rule_config": {k: v for k, v in rule.config().items() if k not in theta},
             "tasks": [task.name for task in tasks],
             "dims": [task.dim for task in tasks],
+            "first_losses": [_first_losses(task) for task in tasks],
             "estimator": type(estimator).__name__,
         }
         self.parameters = trainable(rule)
@@ -298,6 +305,7 @@ class _Run:
             "tasks": self.settings["tasks"],
             "horizon": self.settings["horizon"],
             "seed": str(self.config.seed),
+            "licence": "Apache-2.0",
             "scores": {"held_out_mean_log10_gap": self.last_score, "outer_step": self.step},
             "training": self.settings,
         }

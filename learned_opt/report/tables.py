@@ -124,6 +124,8 @@ def leaderboard_table(field: Field, rows: Sequence[LeaderboardRow], *, name: str
         "targets over time",
         "gradients to solve",
         "diverged",
+        "milliseconds a run",
+        "zero gradients",
     )
     return table(headings, body, name=name)
 
@@ -142,6 +144,8 @@ def _leaderboard_cells(row: LeaderboardRow, style: Style) -> list[Cell]:
         (percent(row.ecdf_area), -row.ecdf_area),
         (number(row.ert), _sort_key(row.ert)),
         (lost, row.num_diverged / row.num_runs),
+        (number(1e3 * row.median_seconds, 2), row.median_seconds),
+        (percent(row.underflow) if row.underflow else "none", row.underflow),
     ]
 
 

@@ -89,7 +89,7 @@ def log_results(
             tracker.table("runs", _COLUMNS, _runs_of(part, entrant))
             for title, picture in (figures or {}).items():
                 tracker.figure(title, picture)
-            if weights is not None and entrant.is_learned:
+            if weights is not None and entrant.rule == weights.stem:
                 tracker.artifact(f"{entrant.rule}-weights", weights, kind="model")
             tracker.finish()
             if tracker.run_dir is not None:

@@ -24,11 +24,13 @@ class Rule(nn.Module, ABC):
         name: the registered name.
         needs_loss: whether `forward` must be given the loss.
         needs_rng: whether `forward` must be given a generator.
+        feature_schema: digest of what a learned rule sees; empty for a hand-made one.
     """
 
     name: ClassVar[str]
     needs_loss: ClassVar[bool] = False
     needs_rng: ClassVar[bool] = False
+    feature_schema: ClassVar[str] = ""
 
     @abstractmethod
     def init(self, params: Params) -> Tree:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from learned_opt.actuators import additive
 from learned_opt.errors import require
-from learned_opt.features import log_and_sign
+from learned_opt.features import LOG_AND_SIGN_RANGE, log_and_sign, schema_hash
 from learned_opt.rules.base import Rule, register_rule
 from learned_opt.trees import Params, Tree, flatten, unflatten
 
@@ -138,6 +138,7 @@ class CoordinatewiseLSTM(Rule):
     """
 
     name = "lstm"
+    feature_schema = schema_hash("log_and_sign", LOG_AND_SIGN_RANGE)
 
     def __init__(
         self,

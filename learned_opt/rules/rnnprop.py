@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from learned_opt.actuators import bounded
 from learned_opt.errors import require
-from learned_opt.features import moment_ratios
+from learned_opt.features import moment_ratios, schema_hash
 from learned_opt.rules.base import Rule, register_rule
 from learned_opt.rules.lstm import LSTMStack
 from learned_opt.rules.norms import nonzero
@@ -24,7 +24,8 @@ class RNNProp(Rule):
     $$ x \leftarrow x - \alpha \tanh(\mathrm{head}(\mathrm{LSTM}(\mathrm{ELU}(W [g/\sqrt{\hat v},
     \hat m/\sqrt{\hat v}] + b)))) $$
 
-    The ratios do not change with the loss's scale, and the bound keeps an untrained or lost network
+    The ratios do not change with the loss's scale as long as gradients stay well above `eps`, and
+    the bound keeps an untrained or lost network
     from leaving at once: both make for longer horizons than the rule was trained on.
 
     Args:
@@ -51,6 +52,7 @@ class RNNProp(Rule):
     """
 
     name = "rnnprop"
+    feature_schema = schema_hash("moment_ratios", "g", "m")
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ def save_rule(rule: Rule, path: str | Path, *, metadata: Mapping[str, Any] | Non
         "format_version": str(FORMAT_VERSION),
         "rule": rule.name,
         "config": json.dumps(rule.config()),
-        "feature_schema": _feature_schema(rule),
+        "feature_schema": rule.feature_schema,
         "library_version": _library_version(),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in rule.state_dict().items()}
@@ -109,7 +109,7 @@ def load_rule(name_or_path: str | Path) -> Rule:
         raise LearnedOptError(
             f"'{path}': its config does not build the rule '{name}': {error}"
         ) from error
-    schema, expected_schema = header.get("feature_schema", ""), _feature_schema(rule)
+    schema, expected_schema = header.get("feature_schema", ""), rule.feature_schema
     require(
         schema == expected_schema,
         f"'{path}': trained on feature schema '{schema}', "
@@ -164,6 +164,10 @@ def resolve_rule(name_or_path: str | Path) -> Rule:
     hand_made = {
         key: rule for key in registered_rules() if isinstance(rule := get_rule(key), HandMade)
     }
+    require(
+        name in hand_made or name not in registered_rules(),
+        f"rule '{name}' is learned and has no bundled weights; train it and pass its weight file",
+    )
     if name not in hand_made:
         raise unknown_name("rule", name, [*_bundled(), *hand_made])
     return hand_made[name].requires_grad_(requires_grad=False).eval()
@@ -234,11 +238,6 @@ def _require_same_shapes(
             bool(torch.isfinite(found[key]).all()),
             f"'{path}': tensor '{key}' has values that are not finite",
         )
-
-
-def _feature_schema(rule: Rule) -> str:
-    """What the rule says of the features it was trained on; empty if it has no learned part."""
-    return str(getattr(rule, "feature_schema", ""))
 
 
 def _library_version() -> str:

@@ -267,7 +267,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         b"",
         b"nonsense",
         good[:middle],
-        good[:middle] + b"\xff" * 64 + good[middle + 64 :],
+        good[:middle] + b"\xff" * 512 + good[middle + 512 :],
     ):
         path.write_bytes(bad)
         with pytest.raises(LearnedOptError, match="is damaged or not a checkpoint"):
