@@ -33,7 +33,7 @@ class Recorder:
 def recorded(results, monkeypatch, tmp_path):
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(wandb_results, "WandbTracker", Recorder)
-    weights, picture = tmp_path / "l<sub>f"{LEARNED}.safetensors".safetensors", tmp_path / "p.png"
+    weights, picture = tmp_path / "l<sub>&.safetensors", tmp_path / "p.png"
     folders = log_results(
         results, group="demo", directory=tmp_path, figures={"board": picture}, weights=weights
     )
