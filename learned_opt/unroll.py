@@ -93,7 +93,16 @@ class _LossWithKnownGradient(torch.autograd.Function):
 
 
 def start(rule: Rule, problems: Problems) -> Carry:
-    """The carry before the first step."""
+    """The carry before the first step.
+
+    Raises:
+        LearnedOptError: if the rule is a sweep over another number of problems.
+    """
+    require(
+        rule.sweep_size in {None, problems.num_problems},
+        f"rule '{rule.name}' holds hyperparameters for {rule.sweep_size} problems, "
+        f"got {problems.num_problems}",
+    )
     return Carry(params=dict(problems.params), state=rule.init(problems.params))
 
 
@@ -129,10 +138,16 @@ def unroll(
         Losses and carry. Without `differentiable` both are detached.
 
     Raises:
-        LearnedOptError: if `num_steps` is not positive, or second order is asked for without
-            `differentiable`.
+        LearnedOptError: if `num_steps` is not positive, `problems` do not fit the task, or second
+            order is asked for without `differentiable`.
     """
     require(num_steps >= 1, f"num_steps must be positive, got {num_steps}")
+    found = {name: tuple(p.shape[1:]) for name, p in problems.params.items()}
+    require(
+        found == task.shapes,
+        f"problems must hold parameters of shapes {task.shapes} for the task '{task.name}', "
+        f"got {found}",
+    )
     require(
         differentiable or not second_order, "second_order=True needs differentiable=True, got False"
     )

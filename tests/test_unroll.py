@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from learned_opt.errors import LearnedOptError
-from learned_opt.rules.base import Rule
+from learned_opt.rules.base import Rule, get_rule
 from learned_opt.rules.classic import SGD
 from learned_opt.rules.lstm import CoordinatewiseLSTM
-from learned_opt.tasks.base import Facts, Problems, Task
+from learned_opt.tasks import Facts, Problems, Task, get_task
 from learned_opt.trees import per_problem
 from learned_opt.unroll import Carry, start, unroll
 
@@ -375,3 +375,16 @@ def test_bad_input_is_refused():
         unroll(task, rule, problems, num_steps=0, rng=rng())
     with pytest.raises(LearnedOptError, match="second_order=True needs differentiable=True"):
         unroll(task, rule, problems, num_steps=1, rng=rng(), second_order=True)
+
+
+def test_problems_of_another_task_are_refused():
+    task, other = get_task("octopus", dim=3), get_task("octopus", dim=4)
+    with pytest.raises(LearnedOptError, match=r"shapes .*\(3,\).*'octopus', got .*\(4,\)"):
+        unroll(task, get_rule("sgd"), other.sample(2), num_steps=1, rng=torch.Generator())
+
+
+def test_a_sweep_of_another_length_is_refused():
+    task = get_task("octopus", dim=3)
+    rule = get_rule("adam", learning_rate=torch.ones(5))
+    with pytest.raises(LearnedOptError, match="hyperparameters for 5 problems, got 2"):
+        unroll(task, rule, task.sample(2), num_steps=1, rng=torch.Generator())

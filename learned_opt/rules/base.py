@@ -67,6 +67,11 @@ class Rule(nn.Module, ABC):
             ``(updates, state)``: what to add to each parameter, and the new state.
         """
 
+    @property
+    def sweep_size(self) -> int | None:
+        """Number of problems that theta is made for, or None if it serves any number."""
+        return None
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able, that rebuild this rule's structure (without theta)."""
         return {}
@@ -92,6 +97,11 @@ class HandMade(Rule):
             )
             require(tensor.dim() <= 1, f"{self.name}: {key} must be a scalar or [N], got {value!r}")
             setattr(self, key, nn.Parameter(tensor))
+
+    @property
+    def sweep_size(self) -> int | None:
+        """Length of the hyperparameters that carry the problem axis; None if all are scalars."""
+        return max((p.shape[0] for p in self.parameters() if p.dim()), default=None)
 
     def config(self) -> dict[str, Any]:
         """The hyperparameters as plain numbers (lists for a sweep)."""
