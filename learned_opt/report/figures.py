@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from learned_opt.bench.leaderboard import leaderboard
 from learned_opt.bench.results import Results
 from learned_opt.report.charts import FAINT, GRID, INK
@@ -161,17 +163,21 @@ def _draw_curves(field: Field, task: str, axes: Any) -> None:
             continue
         lowest = min(lowest, float(band.median[keep].min()))
         highest = max(highest, float(band.median[keep][0]))
+        # Diverged runs are infinitely far; matplotlib overflows well before that.
+        low, median, high = (
+            np.clip(x[keep], 1e-30, 1e30) for x in (band.low, band.median, band.high)
+        )
         axes.fill_between(
             band.steps[keep],
-            band.low[keep],
-            band.high[keep],
+            low,
+            high,
             color=style.colour,
             alpha=0.12,
             linewidth=0,
         )
         axes.plot(
             band.steps[keep],
-            band.median[keep],
+            median,
             color=style.colour,
             linestyle=style.matplotlib_dash,
             linewidth=style.width * 0.75,
