@@ -79,7 +79,7 @@ class Settings:
     """Meta-seeds; two LSTMs are trained for each."""
     quadratic_steps: int = 3000
     """Outer steps of training on quadratics."""
-    digits_steps: int = 2400
+    digits_steps: int = 1200
     """Outer steps of training on perceptrons."""
     num_quadratics: int = 4096
     """Fresh quadratics that are reported."""
@@ -310,7 +310,7 @@ def digits(settings: Settings, clock: Clock) -> dict:
                 seed,
                 num_outer_steps=settings.digits_steps,
                 num_problems=8,
-                task_weights=(3.0, 1.0, 3.0, 1.0),
+                task_weights=(5.0, 1.0, 5.0, 1.0),
                 objective="log_gap",
                 epsilon=1e-3,
                 learning_rate=1e-2,
