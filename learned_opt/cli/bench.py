@@ -47,25 +47,25 @@ class Bench:
     """Processes; the numbers do not depend on it."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the runs."""
-    options: Options = field(default_factory=Options)
+    shared: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Run, report, log, and end in a short table."""
-        self.options.apply()
+        self.shared.apply()
         results = race(
             self.suites,
             rules=self.rules or (*BASELINES, *list_rules()),
             out=self.out,
-            seed=self.options.seed,
+            seed=self.shared.seed,
             num_instances=self.num_instances,
             num_tuning_instances=self.num_tuning_instances,
             tuning_trials=self.tuning_trials,
             budget_scale=self.budget_scale,
             workers=self.workers,
-            device=self.options.device,
+            device=self.shared.device,
             dtype=self.dtype,
         )
-        present(results, self.out, options=self.options)
+        present(results, self.out, options=self.shared)
 
 
 def race(

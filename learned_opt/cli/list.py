@@ -25,11 +25,11 @@ class List:
     """What to list."""
     out: Path | None = None
     """File for the table as plain text; by default it is only printed."""
-    options: Options = field(default_factory=Options)
+    shared: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Print one table."""
-        self.options.apply()
+        self.shared.apply()
         table = {"tasks": _tasks, "rules": _rules, "suites": _suites}[self.what]()
         console = Console()
         if not console.is_terminal:

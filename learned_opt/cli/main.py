@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="learned-opt",
         description="Optimizers that are learned: train them, race them, look at them.",
         args=argv,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     if threading.current_thread() is threading.main_thread():
         # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(
             "interrupted; what was finished is kept, the same command goes on from there "
-            "(train: with --resume True)",
+            "(train: with --resume)",
             EXIT_INTERRUPTED,
         )
     except OSError as error:

@@ -23,13 +23,13 @@ class Report:
     """Page to write; by default report.html in the results folder."""
     markdown: Path | None = None
     """File for the leaderboard as a Markdown table; none by default."""
-    options: Options = field(default_factory=Options)
+    shared: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Write the page and say where it is."""
-        self.options.apply()
+        self.shared.apply()
         path = self.out or self.results / "report.html"
         results = Results.load(self.results)
         if self.markdown is not None:
-            self.markdown.write_text(leaderboard_markdown(results, seed=self.options.seed))
-        print(write_report(results, path, seed=self.options.seed))
+            self.markdown.write_text(leaderboard_markdown(results, seed=self.shared.seed))
+        print(write_report(results, path, seed=self.shared.seed))

@@ -36,29 +36,29 @@ class Run:
     """Sobol trials per baseline and task."""
     workers: int = 2
     """Processes of the benchmark; the numbers do not depend on it."""
-    options: Options = field(default_factory=Options)
+    shared: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Train, race, present."""
-        self.options.apply()
+        self.shared.apply()
         require(
             self.tuning_trials >= 1, f"--tuning-trials must be positive, got {self.tuning_trials}"
         )
         console.rule("1  train")
         training = self.out / "train"
         result = train(
-            get_rule("lstm", seed=self.options.seed),
+            get_rule("lstm", seed=self.shared.seed),
             [entry.build() for entry in get_suite("quick")],
             config=TrainConfig(
                 num_outer_steps=self.num_outer_steps,
                 num_problems=64,
                 horizon=LogUniform(40, 200),
                 objective="log_gap",
-                seed=self.options.seed,
-                device=self.options.device,
+                seed=self.shared.seed,
+                device=self.shared.device,
             ),
             out=training,
-            options=self.options,
+            options=self.shared,
             resume=True,
         )
         weights = self.out / "lstm-demo.safetensors"
@@ -68,20 +68,20 @@ class Run:
             ["quick"],
             rules=[*BASELINES, *list_rules(), str(weights)],
             out=self.out,
-            seed=self.options.seed,
+            seed=self.shared.seed,
             num_instances=self.num_instances,
             num_tuning_instances=8,
             tuning_trials=(0, self.tuning_trials),
             budget_scale=1.0,
             workers=self.workers,
-            device=self.options.device,
+            device=self.shared.device,
             dtype="float64",
         )
         console.rule("3  look")
         present(
             results,
             self.out,
-            options=self.options,
+            options=self.shared,
             weights=weights,
             training_history=training / "history.jsonl",
         )

@@ -47,11 +47,11 @@ class Train:
     """Seconds between checkpoints."""
     resume: bool = False
     """Go on from the checkpoint in the output folder, bit for bit."""
-    options: Options = field(default_factory=Options)
+    shared: Options = field(default_factory=Options)
 
     def main(self) -> None:
         """Train and say where the weights are."""
-        self.options.apply()
+        self.shared.apply()
         require(
             1 <= len(self.horizon) <= 2,
             f"--horizon takes one or two numbers of steps, got {self.horizon}",
@@ -68,15 +68,15 @@ class Train:
             learning_rate=self.learning_rate,
             random_scaling=self.random_scaling,
             checkpoint_seconds=self.checkpoint_seconds,
-            seed=self.options.seed,
-            device=self.options.device,
+            seed=self.shared.seed,
+            device=self.shared.device,
         )
         result = train(
-            get_rule(self.rule, seed=self.options.seed),
+            get_rule(self.rule, seed=self.shared.seed),
             [get_task(name) for name in self.tasks],
             config=config,
             out=self.out,
-            options=self.options,
+            options=self.shared,
             resume=self.resume,
         )
         print(result.best)

@@ -156,4 +156,4 @@ def test_train_writes_weights_that_load_and_resumes(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out / "best.safetensors")
     assert run(*argv) == 2
     assert "already holds a run" in sentence(capsys)
-    assert run(*argv, "--resume", "True") == 0
+    assert run(*argv, "--resume") == 0
