@@ -17,7 +17,7 @@ from learned_opt.trees import Params, Tree, flatten, unflatten
 class _LSTMCell(torch.autograd.Function):
     """One LSTM step with its gradient written out.
 
-    Ten times fewer autograd nodes than the composed operations, and only the activations are kept:
+    One autograd node instead of one for every operation, and only the activations are kept:
     in an unrolled inner loop this cell is most of the time and nearly all of the memory.
     """
 
