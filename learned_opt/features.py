@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from learned_opt.errors import require
+from learned_opt.trees import Tree
 
 LOG_AND_SIGN_RANGE = 5.0
 """The ``p`` of Andrychowicz et al. 2016, appendix A, as their code sets it (``k = 5``)."""
@@ -77,3 +79,189 @@ def moment_ratios(first: Tensor, second: Tensor, grads: Tensor, *, epsilon: floa
     """
     scale = second.sqrt() + epsilon
     return torch.stack((grads / scale, first / scale), dim=-1)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One observed number.
+
+    Attributes:
+        name: what it is called in tables.
+        meaning: the formula or a phrase.
+        low: smallest value; smaller ones are clipped.
+        high: largest value.
+    """
+
+    name: str
+    meaning: str
+    low: float
+    high: float
+
+
+TRAJECTORY_FEATURES = (
+    Feature("turn", "cosine of the last two gradients", -1, 1),
+    Feature("along momentum", "cosine of gradient and momentum", -1, 1),
+    Feature("gradient growth", "log of gradient norm over the last one", -3, 3),
+    Feature("gradient since start", "log of gradient norm over the first one, over 5", -3, 3),
+    Feature("persistence", "log of momentum's norm over the gradient's", -5, 5),
+    Feature("decrease ratio", "tanh of actual over predicted decrease of the loss", -1, 1),
+    Feature("curvature", "asinh of step size times curvature along the last step", -5, 5),
+    Feature("regret", "tanh of loss above the best, in units of its recent change", -1, 1),
+    Feature("straightness", "log of distance from the start over path length", -5, 0),
+    Feature("stride", "log of the last step's length over the mean one", -3, 3),
+    Feature("time", "log(1 + steps) / 7", 0, 3),
+    Feature("waiting", "steps since the best loss, over 32", 0, 1),
+)
+"""What `observe_trajectory` returns, in order. Nothing in it has a unit."""
+
+_CHANGE_DECAY = 0.9
+
+
+def init_trajectory(params: Tensor) -> Tree:
+    """Statistics before the first step.
+
+    Args:
+        params: starting points ``[N, P]``.
+
+    Returns:
+        The state of `observe_trajectory` and `follow_trajectory`.
+    """
+    vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
+    vectors = ("grads", "update", "displacement")
+    scalars = (
+        "loss",
+        "best_loss",
+        "change",
+        "first_norm",
+        "norm",
+        "path",
+        "step_size",
+        "steps",
+        "waiting",
+        "predicted",
+    )
+    return {**dict.fromkeys(vectors, vector), **dict.fromkeys(scalars, scalar)}
+
+
+def observe_trajectory(
+    grads: Tensor, loss: Tensor, momentum: Tensor, state: Tree, *, momentum_decay: Tensor
+) -> tuple[Tensor, Tree]:
+    r"""See one more point of a trajectory, in numbers without units.
+
+    Every feature is a cosine, a ratio of like quantities or a count: unchanged under
+    ``f -> a f + b`` and ``x -> c x`` if the step size is scaled along. At the first point, where
+    nothing has happened yet, all are zero.
+
+    Args:
+        grads: ``[N, P]`` gradients at the new point.
+        loss: ``[N]`` losses there.
+        momentum: ``[N, P]`` running sum of the gradients before this one.
+        state: what `init_trajectory` or `follow_trajectory` returned.
+        momentum_decay: ``[N]`` or 0-d decay of `momentum`.
+
+    Returns:
+        ``[N, 12]`` numbers, see `TRAJECTORY_FEATURES`, not yet clipped, and the new state.
+
+    References:
+        The choice follows the unit-free inputs of Almeida et al. 2021, "A generalizable approach
+        to learning optimizers" (arXiv:2106.00958), and the ratio of actual to predicted decrease
+        of trust-region methods (Nocedal and Wright 2006, eq. 4.4).
+    """
+    s: dict[str, Tensor] = state  # type: ignore[assignment]
+    tiny = torch.finfo(grads.dtype).tiny
+    update = s["update"]
+    norm = dot(grads, grads).sqrt()
+    momentum_norm = dot(momentum, momentum).sqrt()
+    update_square, along = dot(update, update), dot(grads, update)
+    update_norm = update_square.sqrt()
+    is_first = s["steps"] == 0
+    started = (~is_first).to(grads.dtype)
+    first_norm = torch.where(is_first, norm, s["first_norm"])
+    decrease = torch.where(is_first, torch.zeros_like(loss), s["loss"] - loss)
+    change = torch.where(
+        s["steps"] <= 1,
+        decrease.abs(),
+        _CHANGE_DECAY * s["change"] + (1 - _CHANGE_DECAY) * decrease.abs(),
+    )
+    is_best = is_first | (loss < s["best_loss"])
+    best = torch.where(is_best, loss, s["best_loss"])
+    waiting = torch.where(is_best, torch.zeros_like(loss), s["waiting"] + 1)
+    path = s["path"] + update_norm
+    distance = dot(s["displacement"], s["displacement"]).sqrt()
+    # One logarithm for all the ratios.
+    above = torch.stack((
+        norm,
+        norm,
+        (1 - momentum_decay) * momentum_norm,
+        distance,
+        update_norm * s["steps"],
+    ))
+    below = torch.stack((s["norm"], first_norm, norm, path, path))
+    growth, since_start, persistence, straightness, stride = ((above + tiny) / (below + tiny)).log()
+    # d . (g_new - g_old) / d . d, times the step size.
+    curvature = s["step_size"] * (along - s["predicted"]) / (update_square + tiny)
+    bounded = torch.stack((
+        decrease / (s["predicted"].abs() + tiny),
+        (loss - best) / (change + tiny),
+    )).tanh()
+    features = torch.stack(
+        (
+            dot(grads, s["grads"]) / (norm * s["norm"] + tiny),
+            dot(grads, momentum) / (norm * momentum_norm + tiny),
+            growth,
+            since_start / 5,
+            persistence,
+            bounded[0],
+            curvature.asinh(),
+            bounded[1],
+            straightness,
+            stride,
+            s["steps"].log1p() / 7,
+            waiting / 32,
+        ),
+        dim=-1,
+    )
+    new: Tree = {
+        "grads": grads,
+        "update": update,
+        "displacement": s["displacement"],
+        "loss": loss,
+        "best_loss": best,
+        "change": change,
+        "first_norm": first_norm,
+        "norm": norm,
+        "path": path,
+        "step_size": s["step_size"],
+        "steps": s["steps"],
+        "waiting": waiting,
+        "predicted": s["predicted"],
+    }
+    return features * started[:, None], new
+
+
+def follow_trajectory(update: Tensor, state: Tree, *, step_size: Tensor) -> Tree:
+    """Take note of a step.
+
+    Args:
+        update: ``[N, P]`` what is added to the parameters.
+        state: what `observe_trajectory` returned.
+        step_size: ``[N]`` the step size behind it, the unit of curvature.
+
+    Returns:
+        The new state.
+    """
+    s: dict[str, Tensor] = state  # type: ignore[assignment]
+    return {
+        **s,
+        "update": update,
+        "displacement": s["displacement"] + update,
+        "predicted": dot(s["grads"], update),
+        "step_size": step_size,
+        "steps": s["steps"] + 1,
+    }
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, ``[N, P] -> [N]``."""
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products

@@ -156,7 +156,7 @@ def unroll(
     losses: list[Tensor] = []
     for _ in range(num_steps):
         batch = task.batch(problems, rng)
-        loss, grads = _loss_and_grads(
+        loss, grads = loss_and_grads(
             task, params, problems, batch, differentiable=differentiable, second_order=second_order
         )
         losses.append(loss)
@@ -178,7 +178,7 @@ def unroll(
         batch = task.batch(problems, rng)
         with torch.set_grad_enabled(differentiable):
             if differentiable and not second_order:
-                last, _ = _loss_and_grads(
+                last, _ = loss_and_grads(
                     task, params, problems, batch, differentiable=True, second_order=False
                 )
             else:
@@ -191,16 +191,28 @@ def unroll(
     return Unrolled(losses=stacked, carry=carry)
 
 
-def _loss_and_grads(
+def loss_and_grads(
     task: Task,
     params: Params,
     problems: Problems,
     batch: Tree | None,
     *,
-    differentiable: bool,
-    second_order: bool,
+    differentiable: bool = False,
+    second_order: bool = False,
 ) -> tuple[Tensor, Params]:
-    """Losses ``[N]`` and gradients; losses stay attached to `params` if `differentiable`."""
+    """What one evaluation of a task gives.
+
+    Args:
+        task: what the losses mean.
+        params: where, each ``[N, *shape]``.
+        problems: the instances.
+        batch: what `Task.batch` drew, or None.
+        differentiable: keep the losses attached to `params`.
+        second_order: also keep the graph of the gradients.
+
+    Returns:
+        Losses ``[N]`` and gradients, each ``[N, *shape]``.
+    """
     with torch.enable_grad():
         if second_order:
             points = {

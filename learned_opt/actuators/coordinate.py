@@ -1,4 +1,4 @@
-"""Act: how a decision becomes an update."""
+"""One decision per coordinate becomes one number to add."""
 
 from __future__ import annotations
 

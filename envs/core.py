@@ -1,0 +1,351 @@
+"""The functional core: optimization as a decision process, on many lanes at once.
+
+Everything here is a pure function of tensors whose first axis counts lanes. The shells in
+`envs.single` and `envs.vector` add what gymnasium asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs import streams
+from envs.streams import Keys
+from learned_opt.actuators import Actuator
+from learned_opt.errors import LearnedOptError, require, unknown_name
+from learned_opt.tasks import get_task
+from learned_opt.tasks.base import Facts, Problems, Task
+from learned_opt.trees import Tree, flatten, unflatten
+from learned_opt.unroll import loss_and_grads
+
+_INSTANCE, _LEARNING_RATE, _STEPS = range(3)
+_DIVERGENCE = 1e3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is played and how it is scored; JSON-able, so that an `EnvSpec` is a full record.
+
+    Attributes:
+        task: name of a registered task.
+        task_settings: keyword arguments of the task.
+        learning_rate: decades between which the initial step size is drawn, log-uniform, in units
+            of one over the task's typical curvature.
+        num_instances: size of the pool of problem instances from which episodes draw.
+        instance_seed: which pool; another one holds other instances.
+        target: relative gap at which the episode is won, the ``delta`` of the potential.
+        best_so_far: score the best loss so far, so that a temporary rise costs nothing.
+        kick_cost: reward lost for a kick.
+        dtype: ``float32`` or ``float64``.
+    """
+
+    task: str = "strict_saddle"
+    task_settings: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: tuple[float, float] = (-2.5, 0.5)
+    num_instances: int = 4096
+    instance_seed: int = 0
+    target: float = 1e-6
+    best_so_far: bool = False
+    kick_cost: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.learning_rate) == 2 and self.learning_rate[0] <= self.learning_rate[1],
+            f"learning_rate must be two decades, low and high, got {self.learning_rate}",
+        )
+        require(
+            self.num_instances >= 1, f"num_instances must be positive, got {self.num_instances}"
+        )
+        require(0 < self.target < 1, f"target must lie in (0, 1), got {self.target}")
+        require(self.kick_cost >= 0, f"kick_cost must not be negative, got {self.kick_cost}")
+        require(
+            self.dtype in {"float32", "float64"},
+            f"dtype must be float32 or float64, got '{self.dtype}'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where ``N`` lanes stand.
+
+    Attributes:
+        keys: ``[N]`` uint64 streams of the lanes' episodes.
+        problems: the instances.
+        point: ``[N, P]`` parameters.
+        grads: ``[N, P]`` gradients there, as the actuator sees them.
+        loss: ``[N]`` float64 losses there, without minibatch or gradient noise.
+        actuator: the actuator's state, having observed `grads`.
+        observation: ``[N, F]`` or ``[N, P, F]`` what the policy sees.
+        initial_gap: ``[N]`` float64 loss above the minimum at the start.
+        best_gap: ``[N]`` float64 least gap so far.
+        potential: ``[N]`` float64 what rewards are differences of.
+        kicks: ``[N]`` kicks so far.
+        steps: ``[N]`` int64 steps taken: gradients paid for.
+    """
+
+    keys: Keys
+    problems: Problems
+    point: Tensor
+    grads: Tensor
+    loss: Tensor
+    actuator: Tree
+    observation: Tensor
+    initial_gap: Tensor
+    best_gap: Tensor
+    potential: Tensor
+    kicks: Tensor
+    steps: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """``[N]`` float64 loss above the minimum, relative to that of the start."""
+        return (self.loss - self.problems.facts.minimum) / self.initial_gap
+
+
+class OptimizationCore:
+    r"""The decision process: a task's problems, an actuator to move on them, a score.
+
+    The reward of a step is the rise of a potential,
+
+    $$ \Phi = -\log\left( \frac{f - f^*}{f_0 - f^*} + \delta \right), $$
+
+    so any loop earns nothing and the undiscounted return is the final log gap. A lane whose loss is
+    not finite or a thousand times above its start has diverged: its potential is set one below the
+    lowest any other lane can reach, and its episode is over.
+
+    Args:
+        settings: what is played and how it is scored.
+        actuator: what decisions do.
+
+    Raises:
+        LearnedOptError: if the task is unknown or a setting is out of range.
+    """
+
+    def __init__(self, settings: Settings, actuator: Actuator) -> None:
+        self.settings, self.actuator = settings, actuator
+        self.task: Task = get_task(settings.task, **settings.task_settings)
+        self.dtype = getattr(torch, settings.dtype)
+        # Problems stay in float64: their levels are subtracted from losses.
+        self._pool = self.task.sample(
+            settings.num_instances, seed=settings.instance_seed, dtype=self.dtype
+        )
+        exact = self.task.sample(
+            settings.num_instances, seed=settings.instance_seed, dtype=torch.float64
+        )
+        self._pool = replace(self._pool, facts=exact.facts)
+        self._template = self._pool.select(torch.zeros(1, dtype=torch.int64))
+        self.lowest_potential = -math.log(_DIVERGENCE) - 1
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one lane's observation."""
+        features = len(self.actuator.features)
+        return (self.task.dim, features) if self.actuator.per_coordinate else (features,)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one lane's continuous action."""
+        size = self.actuator.actions.size
+        return (self.task.dim, size) if self.actuator.per_coordinate else (size,)
+
+    def initial(self, keys: Keys) -> State:
+        """The first states of the episodes that `keys` name."""
+        s = self.settings
+        index = (streams.uniform(streams.combine(keys, _INSTANCE)) * s.num_instances).astype(int)
+        problems = self._pool.select(torch.from_numpy(index))
+        low, high = s.learning_rate
+        decades = low + (high - low) * streams.uniform(streams.combine(keys, _LEARNING_RATE))
+        rate = torch.from_numpy(10**decades / self.task.smoothness)
+        point = flatten(problems.params)
+        lanes = len(keys)
+        zeros = torch.zeros(lanes, dtype=torch.int64)
+        seen, exact, grads = self._evaluate(point, problems, keys, zeros)
+        observation, actuator = self.actuator.observe(
+            grads, seen, point, self.actuator.init(point, learning_rate=rate)
+        )
+        gap = exact - problems.facts.minimum
+        # A start at the minimum would make every ratio meaningless.
+        initial_gap = gap.clamp_min(torch.finfo(torch.float64).tiny)
+        ones = torch.ones(lanes, dtype=torch.float64)
+        return State(
+            keys=keys,
+            problems=problems,
+            point=point,
+            grads=grads,
+            loss=exact,
+            actuator=actuator,
+            observation=observation,
+            initial_gap=initial_gap,
+            best_gap=ones,
+            potential=-torch.log(ones + s.target),
+            kicks=zeros,
+            steps=zeros,
+        )
+
+    def transition(self, state: State, action: Tensor) -> State:
+        """Carry one decision out in every lane."""
+        step = self.actuator.act(
+            action,
+            state.grads,
+            state.point,
+            state.actuator,
+            lambda: self._noise(state),
+        )
+        point, steps = state.point + step.updates, state.steps + 1
+        seen, exact, grads = self._evaluate(point, state.problems, state.keys, steps)
+        observation, actuator = self.actuator.observe(grads, seen, point, step.state)
+        gap = (exact - state.problems.facts.minimum) / state.initial_gap
+        has_diverged = ~(gap <= _DIVERGENCE)
+        best_gap = torch.where(has_diverged, state.best_gap, torch.minimum(state.best_gap, gap))
+        scored = best_gap if self.settings.best_so_far else gap
+        potential = torch.where(
+            has_diverged,
+            self.lowest_potential,
+            -torch.log(scored.clamp_min(0) + self.settings.target),
+        )
+        return State(
+            keys=state.keys,
+            problems=state.problems,
+            point=point,
+            grads=grads,
+            loss=exact,
+            actuator=actuator,
+            observation=observation,
+            initial_gap=state.initial_gap,
+            best_gap=best_gap,
+            potential=potential,
+            kicks=state.kicks if step.kicked is None else state.kicks + step.kicked,
+            steps=steps,
+        )
+
+    def reward(self, state: State, following: State) -> Tensor:
+        """``[N]`` float64 rise of the potential, less the price of kicks."""
+        rise = following.potential - state.potential
+        if not self.settings.kick_cost:
+            return rise
+        return rise - self.settings.kick_cost * (following.kicks - state.kicks)
+
+    def diverged(self, state: State) -> Tensor:
+        """``[N]`` bool: not finite, or a thousand times above the start."""
+        return ~(state.gap <= _DIVERGENCE)
+
+    def terminal(self, state: State) -> Tensor:
+        """``[N]`` bool: the target is reached, or the run has diverged."""
+        gap = state.gap
+        return (gap <= self.settings.target) | ~(gap <= _DIVERGENCE)
+
+    def _evaluate(
+        self, point: Tensor, problems: Problems, keys: Keys, steps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss that the actuator sees, the exact one in float64, and gradients ``[N, P]``."""
+        params = unflatten(point, problems.params)
+        if not self.task.is_stochastic:
+            loss, grads = loss_and_grads(self.task, params, problems, None)
+            return loss, loss.double(), flatten(grads)
+        loss, grads = loss_and_grads(self.task, params, problems, self._batch(keys, steps))
+        with torch.no_grad():
+            exact = self.task.loss(params, problems)
+        return loss, exact.double(), flatten(grads)
+
+    def _batch(self, keys: Keys, steps: Tensor) -> Tree | None:
+        """Each lane's own minibatch, from a generator of its own."""
+        rng = torch.Generator()
+        batches = []
+        for key in streams.combine(streams.combine(keys, _STEPS), steps.numpy()):
+            rng.manual_seed(int(key >> np.uint64(1)))
+            batches.append(self.task.batch(self._template, rng))
+        return _concatenate(batches)  # type: ignore[arg-type]
+
+    def _noise(self, state: State) -> Tensor:
+        keys = streams.combine(streams.combine(state.keys, _STEPS), state.steps.numpy())
+        return streams.normal(keys, state.point.shape[1]).to(self.dtype)
+
+
+class Playable:
+    """What the two shells of an environment share: its actuator and its settings.
+
+    Attributes:
+        actuator_class: what decisions do.
+        default_settings: entries of `Settings` that differ from their defaults.
+    """
+
+    actuator_class: ClassVar[type[Actuator]]
+    default_settings: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def build_core(
+        cls, actuator: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> OptimizationCore:
+        """The decision process of this environment.
+
+        Args:
+            actuator: keyword arguments of the actuator.
+            settings: entries of `Settings`.
+
+        Returns:
+            The core.
+
+        Raises:
+            LearnedOptError: if a setting is unknown or out of range.
+        """
+        known = {entry.name for entry in fields(Settings)}
+        for key in settings:
+            if key not in known:
+                raise unknown_name("setting", key, known)
+        try:
+            moved = cls.actuator_class(**(actuator or {}))
+        except TypeError as error:
+            raise LearnedOptError(f"actuator: {error}") from error
+        return OptimizationCore(Settings(**{**cls.default_settings, **settings}), moved)
+
+
+def replace_lanes(state: State, index: Tensor, fresh: State) -> State:
+    """The same state with the lanes that `index` names taken from `fresh`, in order."""
+    return State(**{
+        entry.name: _put(getattr(state, entry.name), index, getattr(fresh, entry.name))
+        for entry in fields(State)
+    })
+
+
+def _put(target: Any, index: Tensor, source: Any) -> Any:
+    if isinstance(target, Tensor):
+        return target.index_copy(0, index, source)
+    if isinstance(target, np.ndarray):
+        target = target.copy()
+        target[index.numpy()] = source
+        return target
+    if isinstance(target, dict):
+        return {key: _put(leaf, index, source[key]) for key, leaf in target.items()}
+    if isinstance(target, (Problems, Facts)):
+        return replace(
+            target,
+            **{
+                entry.name: _put(getattr(target, entry.name), index, getattr(source, entry.name))
+                for entry in fields(target)
+            },
+        )
+    return target
+
+
+def _concatenate(trees: list[Tree]) -> Tree:
+    """One batch from single ones."""
+    first = trees[0]
+    return {
+        key: _concatenate([t[key] for t in trees])  # type: ignore[misc]
+        if isinstance(leaf, dict)
+        else torch.cat([t[key] for t in trees])  # type: ignore[misc]
+        for key, leaf in first.items()
+    }
+
+
+def episode_keys(seeds: Keys, episodes: NDArray[np.int64]) -> Keys:
+    """The streams of the lanes' episodes."""
+    return streams.combine(streams.mix(seeds), episodes.astype(np.uint64))

@@ -1,0 +1,183 @@
+"""An update rule with its decisions left open."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from learned_opt.errors import LearnedOptError, unknown_name
+from learned_opt.features import Feature, schema_hash
+from learned_opt.trees import Tree
+
+Noise: TypeAlias = Callable[[], Tensor]
+"""Draws standard normal numbers ``[N, P]``, once a step at most."""
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What a policy may decide.
+
+    Attributes:
+        names: of the continuous controls, each in [-1, 1], or of the discrete choices.
+        is_discrete: whether one of `names` is chosen, or a number given for each.
+    """
+
+    names: tuple[str, ...]
+    is_discrete: bool
+
+    @property
+    def size(self) -> int:
+        """How many numbers a policy network puts out."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What an actuator made of a decision.
+
+    Attributes:
+        updates: ``[N, P]`` what to add to the parameters.
+        state: the new state.
+        kicked: ``[N]`` bool, which lanes were kicked; None where there is no such decision.
+    """
+
+    updates: Tensor
+    state: Tree
+    kicked: Tensor | None = None
+
+
+class Actuator(ABC):
+    """An update rule for ``N`` lanes at once whose decisions a policy makes.
+
+    Parameters, gradients and updates are flat, ``[N, P]``. A step is `observe`, then a decision,
+    then `act`. Observations and the effect of a decision do not change under ``f -> a f + b`` and
+    ``x -> c x`` (with the initial step size scaled along), so a policy has no units to learn.
+
+    Attributes:
+        name: the registered name.
+        features: what each observed number is.
+        actions: what may be decided.
+        per_coordinate: whether there is an observation and a decision for every coordinate.
+    """
+
+    name: ClassVar[str]
+    features: tuple[Feature, ...]
+    actions: ActionSpace
+    per_coordinate: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, params: Tensor, *, learning_rate: Tensor) -> Tree:
+        """The state before the first step.
+
+        Args:
+            params: starting points ``[N, P]``.
+            learning_rate: ``[N]`` the initial step size, in the caller's units.
+
+        Returns:
+            A tree of tensors ``[N, ...]``.
+        """
+
+    @abstractmethod
+    def observe(
+        self, grads: Tensor, loss: Tensor, params: Tensor, state: Tree
+    ) -> tuple[Tensor, Tree]:
+        """Look at where the last step led.
+
+        Args:
+            grads: ``[N, P]`` gradients at `params`.
+            loss: ``[N]`` losses at `params`.
+            params: ``[N, P]`` current points.
+            state: what `init` or `act` returned; not modified.
+
+        Returns:
+            Observations ``[N, F]``, or ``[N, P, F]`` if `per_coordinate`, and the state for `act`.
+        """
+
+    @abstractmethod
+    def act(self, action: Tensor, grads: Tensor, params: Tensor, state: Tree, noise: Noise) -> Step:
+        """Carry a decision out.
+
+        Args:
+            action: ``[N, A]`` numbers in [-1, 1] (``[N, P, A]`` if `per_coordinate`), or ``[N]``
+                choices.
+            grads: ``[N, P]`` gradients at `params`.
+            params: ``[N, P]`` current points.
+            state: what `observe` returned; not modified.
+            noise: source of this step's random numbers.
+
+        Returns:
+            Updates, the new state, and which lanes were kicked.
+        """
+
+    def mask(self, state: Tree) -> Tensor | None:
+        """Which choices are allowed, ``[N, A]`` bool; None if all always are."""
+        del state
+        return None
+
+    def controls(self, state: Tree) -> dict[str, Tensor]:
+        """The current settings by name, each ``[N]``, for logs and plots."""
+        del state
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, JSON-able."""
+        return {}
+
+    @property
+    def feature_schema(self) -> str:
+        """Digest of the observation; weights trained on another one are refused."""
+        return schema_hash(self.name, *((f.name, f.low, f.high) for f in self.features))
+
+
+_REGISTRY: dict[str, type[Actuator]] = {}
+
+
+def register_actuator(factory: type[Actuator]) -> type[Actuator]:
+    """Class decorator: make an actuator available under its ``name``."""
+    _REGISTRY[factory.name] = factory
+    return factory
+
+
+def get_actuator(name: str, **settings: Any) -> Actuator:
+    """Build a registered actuator.
+
+    Args:
+        name: a registered name.
+        settings: keyword arguments of its constructor.
+
+    Returns:
+        The actuator.
+
+    Raises:
+        LearnedOptError: if the name or a setting is unknown or a value out of range.
+
+    Examples:
+        >>> get_actuator("hyper_control").actions.names
+        ('step size', 'momentum', 'noise')
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("actuator", name, _REGISTRY)
+    try:
+        return _REGISTRY[name](**settings)
+    except TypeError as error:
+        raise LearnedOptError(f"actuator '{name}': {error}") from error
+
+
+def list_actuators() -> dict[str, str]:
+    """Registered names with the first line of each actuator's docstring."""
+    return {
+        name: (factory.__doc__ or "").strip().splitlines()[0]
+        for name, factory in sorted(_REGISTRY.items())
+    }
+
+
+def clip_to(values: Tensor, features: tuple[Feature, ...]) -> Tensor:
+    """Observations ``[..., F]`` within the declared ranges; what is not finite becomes zero."""
+    low = torch.tensor([f.low for f in features], dtype=values.dtype, device=values.device)
+    high = torch.tensor([f.high for f in features], dtype=values.dtype, device=values.device)
+    return values.nan_to_num(nan=0.0).clamp(low, high)

@@ -1,0 +1,1 @@
+"""Agents on the environments: training with stable-baselines3, evaluation, export to a rule."""
