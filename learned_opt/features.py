@@ -168,54 +168,67 @@ def observe_trajectory(
         of trust-region methods (Nocedal and Wright 2006, eq. 4.4).
     """
     s: dict[str, Tensor] = state  # type: ignore[assignment]
-    tiny = torch.finfo(grads.dtype).tiny
-    update = s["update"]
-    norm = dot(grads, grads).sqrt()
-    momentum_norm = dot(momentum, momentum).sqrt()
-    update_square, along = dot(update, update), dot(grads, update)
-    update_norm = update_square.sqrt()
+    update, displacement = s["update"], s["displacement"]
     is_first = s["steps"] == 0
-    started = (~is_first).to(grads.dtype)
+    # Like quantities are stacked: at these sizes it is calls that cost, not numbers.
+    squares = torch.stack((
+        dot(grads, grads),
+        dot(momentum, momentum),
+        dot(update, update),
+        dot(displacement, displacement),
+    ))
+    norm, momentum_norm, stride, distance = safe_sqrt(squares)
     first_norm = torch.where(is_first, norm, s["first_norm"])
-    decrease = torch.where(is_first, torch.zeros_like(loss), s["loss"] - loss)
-    change = torch.where(
-        s["steps"] <= 1,
-        decrease.abs(),
-        _CHANGE_DECAY * s["change"] + (1 - _CHANGE_DECAY) * decrease.abs(),
-    )
-    is_best = is_first | (loss < s["best_loss"])
-    best = torch.where(is_best, loss, s["best_loss"])
-    waiting = torch.where(is_best, torch.zeros_like(loss), s["waiting"] + 1)
-    path = s["path"] + update_norm
-    distance = dot(s["displacement"], s["displacement"]).sqrt()
-    # One logarithm for all the ratios.
-    above = torch.stack((
+    path = s["path"] + stride
+    sizes = torch.stack((
         norm,
         norm,
         (1 - momentum_decay) * momentum_norm,
         distance,
-        update_norm * s["steps"],
+        stride * s["steps"],
+        s["norm"],
+        first_norm,
+        norm,
+        path,
+        path,
     ))
-    below = torch.stack((s["norm"], first_norm, norm, path, path))
-    growth, since_start, persistence, straightness, stride = ((above + tiny) / (below + tiny)).log()
-    # d . (g_new - g_old) / d . d, times the step size.
-    curvature = s["step_size"] * (along - s["predicted"]) / (update_square + tiny)
-    bounded = torch.stack((
-        decrease / (s["predicted"].abs() + tiny),
-        (loss - best) / (change + tiny),
-    )).tanh()
+    logs = (sizes + torch.finfo(sizes.dtype).tiny).log()
+    growth, since_start, persistence, straightness, relative_stride = logs[:5] - logs[5:]
+
+    decrease = torch.where(is_first, 0.0, s["loss"] - loss)
+    former = torch.where(s["steps"] <= 1, decrease.abs(), s["change"])
+    change = torch.lerp(decrease.abs(), former, _CHANGE_DECAY)
+    is_best = is_first | (loss < s["best_loss"])
+    best = torch.where(is_best, loss, s["best_loss"])
+    waiting = torch.where(is_best, 0.0, s["waiting"] + 1)
+    above = torch.stack((
+        dot(grads, s["grads"]),
+        dot(grads, momentum),
+        decrease,
+        # d . (g_new - g_old) / d . d is the curvature along the step; 2 is the edge of stability.
+        s["step_size"] * (dot(grads, update) - s["predicted"]),
+        loss - best,
+    ))
+    below = torch.stack((
+        norm * s["norm"],
+        norm * momentum_norm,
+        s["predicted"].abs(),
+        squares[2],
+        change,
+    ))
+    turn, along_momentum, decrease_ratio, curvature, regret = safe_ratio(above, below)
     features = torch.stack(
         (
-            dot(grads, s["grads"]) / (norm * s["norm"] + tiny),
-            dot(grads, momentum) / (norm * momentum_norm + tiny),
+            turn,
+            along_momentum,
             growth,
             since_start / 5,
             persistence,
-            bounded[0],
+            decrease_ratio.tanh(),
             curvature.asinh(),
-            bounded[1],
+            regret.tanh(),
             straightness,
-            stride,
+            relative_stride,
             s["steps"].log1p() / 7,
             waiting / 32,
         ),
@@ -236,7 +249,7 @@ def observe_trajectory(
         "waiting": waiting,
         "predicted": s["predicted"],
     }
-    return features * started[:, None], new
+    return torch.where(is_first[:, None], 0.0, features), new
 
 
 def follow_trajectory(update: Tensor, state: Tree, *, step_size: Tensor) -> Tree:
@@ -259,6 +272,18 @@ def follow_trajectory(update: Tensor, state: Tree, *, step_size: Tensor) -> Tree
         "step_size": step_size,
         "steps": s["steps"] + 1,
     }
+
+
+def safe_sqrt(squares: Tensor) -> Tensor:
+    """Square roots whose derivative at zero is zero instead of infinite."""
+    is_zero = squares == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
+
+
+def safe_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """``above / below``, zero with a derivative of zero where `below` is zero."""
+    is_zero = below == 0
+    return torch.where(is_zero, 0.0, above / torch.where(is_zero, 1.0, below))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

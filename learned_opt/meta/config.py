@@ -35,6 +35,8 @@ class TrainConfig:
         random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
             training problems (Lv et al. 2017, arXiv:1703.03633, use 3); None leaves them alone.
         second_order: differentiate through the gradients that the rule sees.
+        coordinate_share: share of the coordinates that a first-order meta-gradient is estimated
+            from; below 1 only for coordinatewise rules.
         learning_rate: outer Adam's first learning rate.
         final_learning_rate_fraction: what the cosine decay leaves of it in the end.
         second_moment_decay: outer Adam's ``beta2``. Meta-gradients are heavy-tailed, and 0.99
@@ -61,6 +63,7 @@ class TrainConfig:
     task_weights: tuple[float, ...] | None = None
     random_scaling: float | None = None
     second_order: bool = False
+    coordinate_share: float = 1.0
     learning_rate: float = 3e-3
     final_learning_rate_fraction: float = 0.02
     second_moment_decay: float = 0.99

@@ -85,6 +85,7 @@ def truncated_backpropagation(config: TrainConfig, tasks: Sequence[Task]) -> Met
         epsilon=config.epsilon,
         truncation=config.truncation,
         second_order=config.second_order,
+        coordinate_share=config.coordinate_share,
     )
 
 

@@ -24,12 +24,16 @@ class Rule(nn.Module, ABC):
         name: the registered name.
         needs_loss: whether `forward` must be given the loss.
         needs_rng: whether `forward` must be given a generator.
+        coordinatewise: whether each coordinate moves by its own gradient and state alone, whatever
+            tensor it lies in and wherever: every leaf of the state is ``[N]`` or ``[N, P, ...]``
+            over the flattened coordinates.
         feature_schema: digest of what a learned rule sees; empty for a hand-made one.
     """
 
     name: ClassVar[str]
     needs_loss: ClassVar[bool] = False
     needs_rng: ClassVar[bool] = False
+    coordinatewise: ClassVar[bool] = False
     feature_schema: ClassVar[str] = ""
 
     @abstractmethod

@@ -138,6 +138,7 @@ class CoordinatewiseLSTM(Rule):
     """
 
     name = "lstm"
+    coordinatewise = True
     feature_schema = schema_hash("log_and_sign", LOG_AND_SIGN_RANGE)
 
     def __init__(

@@ -52,6 +52,7 @@ class RNNProp(Rule):
     """
 
     name = "rnnprop"
+    coordinatewise = True
     feature_schema = schema_hash("moment_ratios", "g", "m")
 
     def __init__(
