@@ -7,7 +7,7 @@ Everything here is a pure function of tensors whose first axis counts lanes. The
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from learned_opt.actuators import Actuator
 from learned_opt.errors import LearnedOptError, require, unknown_name
 from learned_opt.tasks import get_task
 from learned_opt.tasks.base import Facts, Problems, Task
+from learned_opt.tasks.transforms import transformed
 from learned_opt.trees import Tree, flatten, unflatten
 from learned_opt.unroll import loss_and_grads
 
@@ -36,6 +37,7 @@ class Settings:
     Attributes:
         task: name of a registered task.
         task_settings: keyword arguments of the task.
+        transforms: how the task is seen, inside first, such as ``({"name": "rotated"},)``.
         learning_rate: decades between which the initial step size is drawn, log-uniform, in units
             of one over the task's typical curvature.
         num_instances: size of the pool of problem instances from which episodes draw.
@@ -48,6 +50,7 @@ class Settings:
 
     task: str = "strict_saddle"
     task_settings: Mapping[str, Any] = field(default_factory=dict)
+    transforms: Sequence[Mapping[str, Any]] = ()
     learning_rate: tuple[float, float] = (-2.5, 0.5)
     num_instances: int = 4096
     instance_seed: int = 0
@@ -85,6 +88,8 @@ class State:
         actuator: the actuator's state, having observed `grads`.
         observation: ``[N, F]`` or ``[N, P, F]`` what the policy sees.
         initial_gap: ``[N]`` float64 loss above the minimum at the start.
+        gap: ``[N]`` float64 loss above the minimum, relative to that of the start.
+        has_diverged: ``[N]`` bool, not finite or a thousand times above the start.
         best_gap: ``[N]`` float64 least gap so far.
         potential: ``[N]`` float64 what rewards are differences of.
         kicks: ``[N]`` kicks so far.
@@ -99,15 +104,12 @@ class State:
     actuator: Tree
     observation: Tensor
     initial_gap: Tensor
+    gap: Tensor
+    has_diverged: Tensor
     best_gap: Tensor
     potential: Tensor
     kicks: Tensor
     steps: Tensor
-
-    @property
-    def gap(self) -> Tensor:
-        """``[N]`` float64 loss above the minimum, relative to that of the start."""
-        return (self.loss - self.problems.facts.minimum) / self.initial_gap
 
 
 class OptimizationCore:
@@ -131,7 +133,8 @@ class OptimizationCore:
 
     def __init__(self, settings: Settings, actuator: Actuator) -> None:
         self.settings, self.actuator = settings, actuator
-        self.task: Task = get_task(settings.task, **settings.task_settings)
+        task = get_task(settings.task, **settings.task_settings)
+        self.task: Task = transformed(task, settings.transforms)
         self.dtype = getattr(torch, settings.dtype)
         # Problems stay in float64: their levels are subtracted from losses.
         self._pool = self.task.sample(
@@ -184,6 +187,8 @@ class OptimizationCore:
             actuator=actuator,
             observation=observation,
             initial_gap=initial_gap,
+            gap=ones,
+            has_diverged=torch.zeros(lanes, dtype=torch.bool),
             best_gap=ones,
             potential=-torch.log(ones + s.target),
             kicks=zeros,
@@ -206,11 +211,8 @@ class OptimizationCore:
         has_diverged = ~(gap <= _DIVERGENCE)
         best_gap = torch.where(has_diverged, state.best_gap, torch.minimum(state.best_gap, gap))
         scored = best_gap if self.settings.best_so_far else gap
-        potential = torch.where(
-            has_diverged,
-            self.lowest_potential,
-            -torch.log(scored.clamp_min(0) + self.settings.target),
-        )
+        potential = -torch.log(scored.clamp_min(0) + self.settings.target)
+        potential = potential.masked_fill(has_diverged, self.lowest_potential)
         return State(
             keys=state.keys,
             problems=state.problems,
@@ -220,6 +222,8 @@ class OptimizationCore:
             actuator=actuator,
             observation=observation,
             initial_gap=state.initial_gap,
+            gap=gap,
+            has_diverged=has_diverged,
             best_gap=best_gap,
             potential=potential,
             kicks=state.kicks if step.kicked is None else state.kicks + step.kicked,
@@ -235,12 +239,11 @@ class OptimizationCore:
 
     def diverged(self, state: State) -> Tensor:
         """``[N]`` bool: not finite, or a thousand times above the start."""
-        return ~(state.gap <= _DIVERGENCE)
+        return state.has_diverged
 
     def terminal(self, state: State) -> Tensor:
         """``[N]`` bool: the target is reached, or the run has diverged."""
-        gap = state.gap
-        return (gap <= self.settings.target) | ~(gap <= _DIVERGENCE)
+        return (state.gap <= self.settings.target) | state.has_diverged
 
     def _evaluate(
         self, point: Tensor, problems: Problems, keys: Keys, steps: Tensor

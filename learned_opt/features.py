@@ -145,12 +145,12 @@ def init_trajectory(params: Tensor) -> Tree:
 
 def observe_trajectory(
     grads: Tensor, loss: Tensor, momentum: Tensor, state: Tree, *, momentum_decay: Tensor
-) -> tuple[Tensor, Tree]:
+) -> tuple[list[Tensor], Tree]:
     r"""See one more point of a trajectory, in numbers without units.
 
     Every feature is a cosine, a ratio of like quantities or a count: unchanged under
     ``f -> a f + b`` and ``x -> c x`` if the step size is scaled along. At the first point, where
-    nothing has happened yet, all are zero.
+    nothing has happened yet, all but the persistence are zero.
 
     Args:
         grads: ``[N, P]`` gradients at the new point.
@@ -160,7 +160,7 @@ def observe_trajectory(
         momentum_decay: ``[N]`` or 0-d decay of `momentum`.
 
     Returns:
-        ``[N, 12]`` numbers, see `TRAJECTORY_FEATURES`, not yet clipped, and the new state.
+        ``[N]`` numbers in the order of `TRAJECTORY_FEATURES`, not yet clipped, and the new state.
 
     References:
         The choice follows the unit-free inputs of Almeida et al. 2021, "A generalizable approach
@@ -178,7 +178,7 @@ def observe_trajectory(
         dot(displacement, displacement),
     ))
     norm, momentum_norm, stride, distance = safe_sqrt(squares)
-    first_norm = torch.where(is_first, norm, s["first_norm"])
+    first_norm, last_norm = torch.where(is_first, norm, torch.stack((s["first_norm"], s["norm"])))
     path = s["path"] + stride
     sizes = torch.stack((
         norm,
@@ -186,7 +186,7 @@ def observe_trajectory(
         (1 - momentum_decay) * momentum_norm,
         distance,
         stride * s["steps"],
-        s["norm"],
+        last_norm,
         first_norm,
         norm,
         path,
@@ -195,12 +195,12 @@ def observe_trajectory(
     logs = (sizes + torch.finfo(sizes.dtype).tiny).log()
     growth, since_start, persistence, straightness, relative_stride = logs[:5] - logs[5:]
 
-    decrease = torch.where(is_first, 0.0, s["loss"] - loss)
-    former = torch.where(s["steps"] <= 1, decrease.abs(), s["change"])
-    change = torch.lerp(decrease.abs(), former, _CHANGE_DECAY)
+    decrease = (s["loss"] - loss).masked_fill(is_first, 0)
+    size = decrease.abs()
+    change = torch.lerp(size, torch.where(s["steps"] <= 1, size, s["change"]), _CHANGE_DECAY)
     is_best = is_first | (loss < s["best_loss"])
     best = torch.where(is_best, loss, s["best_loss"])
-    waiting = torch.where(is_best, 0.0, s["waiting"] + 1)
+    waiting = (s["waiting"] + 1).masked_fill(is_best, 0)
     above = torch.stack((
         dot(grads, s["grads"]),
         dot(grads, momentum),
@@ -217,23 +217,20 @@ def observe_trajectory(
         change,
     ))
     turn, along_momentum, decrease_ratio, curvature, regret = safe_ratio(above, below)
-    features = torch.stack(
-        (
-            turn,
-            along_momentum,
-            growth,
-            since_start / 5,
-            persistence,
-            decrease_ratio.tanh(),
-            curvature.asinh(),
-            regret.tanh(),
-            straightness,
-            relative_stride,
-            s["steps"].log1p() / 7,
-            waiting / 32,
-        ),
-        dim=-1,
-    )
+    features = [
+        turn,
+        along_momentum,
+        growth,
+        since_start / 5,
+        persistence,
+        decrease_ratio.tanh(),
+        curvature.asinh(),
+        regret.tanh(),
+        straightness,
+        relative_stride,
+        s["steps"].log1p() / 7,
+        waiting / 32,
+    ]
     new: Tree = {
         "grads": grads,
         "update": update,
@@ -249,7 +246,7 @@ def observe_trajectory(
         "waiting": waiting,
         "predicted": s["predicted"],
     }
-    return torch.where(is_first[:, None], 0.0, features), new
+    return features, new
 
 
 def follow_trajectory(update: Tensor, state: Tree, *, step_size: Tensor) -> Tree:
@@ -277,13 +274,13 @@ def follow_trajectory(update: Tensor, state: Tree, *, step_size: Tensor) -> Tree
 def safe_sqrt(squares: Tensor) -> Tensor:
     """Square roots whose derivative at zero is zero instead of infinite."""
     is_zero = squares == 0
-    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).sqrt())
+    return squares.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
 
 
 def safe_ratio(above: Tensor, below: Tensor) -> Tensor:
     """``above / below``, zero with a derivative of zero where `below` is zero."""
     is_zero = below == 0
-    return torch.where(is_zero, 0.0, above / torch.where(is_zero, 1.0, below))
+    return (above / below.masked_fill(is_zero, 1)).masked_fill(is_zero, 0)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,6 +179,13 @@ def list_actuators() -> dict[str, str]:
 
 def clip_to(values: Tensor, features: tuple[Feature, ...]) -> Tensor:
     """Observations ``[..., F]`` within the declared ranges; what is not finite becomes zero."""
-    low = torch.tensor([f.low for f in features], dtype=values.dtype, device=values.device)
-    high = torch.tensor([f.high for f in features], dtype=values.dtype, device=values.device)
-    return values.nan_to_num(nan=0.0).clamp(low, high)
+    low, high = _ranges(features, values.dtype, values.device)
+    return values.clamp(low, high).nan_to_num(nan=0.0)
+
+
+@functools.cache
+def _ranges(
+    features: tuple[Feature, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    low = torch.tensor([f.low for f in features], dtype=dtype, device=device)
+    return low, torch.tensor([f.high for f in features], dtype=dtype, device=device)

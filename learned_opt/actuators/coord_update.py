@@ -122,7 +122,7 @@ class CoordUpdate(Actuator):
         local = local / (local.square().mean(1, keepdim=True).sqrt() + tiny)
         agreement = grads.sign() * momenta[:, 1].sign()
         size = (local[..., 0].abs() + tiny).log().tanh()
-        shared = torch.cat((seen[:, list(_SHARED)], s["log_multiplier"][:, None] / 3), dim=-1)
+        shared = torch.stack((*(seen[i] for i in _SHARED), s["log_multiplier"] / 3), dim=-1)
         features = torch.cat(
             (
                 local,

@@ -118,7 +118,7 @@ class HyperControl(Actuator):
         )
         own = [s["log_multiplier"] / 3, s["logit_momentum"] / 3]
         own += [s["noise"]] if self.noise else []
-        features = torch.cat((seen, torch.stack(own, dim=-1)), dim=-1)
+        features = torch.stack((*seen, *own), dim=-1)
         return clip_to(features, self.features), {**state, "trajectory": trajectory}
 
     def act(self, action: Tensor, grads: Tensor, params: Tensor, state: Tree, noise: Noise) -> Step:

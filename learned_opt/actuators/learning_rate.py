@@ -85,7 +85,7 @@ class LearningRate(Actuator):
             state["trajectory"],  # type: ignore[arg-type]
             momentum_decay=torch.as_tensor(self.momentum, dtype=grads.dtype),
         )
-        features = torch.cat((seen, s["log_multiplier"][:, None] / 3), dim=-1)
+        features = torch.stack((*seen, s["log_multiplier"] / 3), dim=-1)
         return clip_to(features, self.features), {**state, "trajectory": trajectory}
 
     def act(self, action: Tensor, grads: Tensor, params: Tensor, state: Tree, noise: Noise) -> Step:

@@ -149,7 +149,7 @@ class SaddleEscape(Actuator):
         trajectory: dict[str, Tensor] = new_trajectory  # type: ignore[assignment]
         tiny = torch.finfo(grads.dtype).tiny
         is_first = old["steps"] == 0
-        norm, curvature = trajectory["norm"], seen[:, 6]
+        norm, curvature = trajectory["norm"], seen[6]
         largest_norm = torch.maximum(s["largest_norm"], norm)
         log_norm = (norm + tiny).log()
         past = torch.where(is_first[:, None], log_norm[:, None], s["log_norms"])
@@ -164,8 +164,9 @@ class SaddleEscape(Actuator):
         escape_curvature = torch.where(is_steeper, curvature, faded)
         loss_at_kick = torch.where(is_first, loss, s["loss_at_kick"])
         is_best = trajectory["waiting"] == 0
-        own = torch.stack(
+        features = torch.stack(
             (
+                *seen,
                 s["log_multiplier"] / 3,
                 s["logit_momentum"] / 3,
                 (log_norm - (largest_norm + tiny).log()) / 5,
@@ -191,7 +192,7 @@ class SaddleEscape(Actuator):
             "escape_curvature": escape_curvature,
             "loss_at_kick": loss_at_kick,
         }
-        return clip_to(torch.cat((seen, own), dim=-1), self.features), new
+        return clip_to(features, self.features), new
 
     def act(self, action: Tensor, grads: Tensor, params: Tensor, state: Tree, noise: Noise) -> Step:
         """See `Actuator.act`."""

@@ -14,6 +14,7 @@ import tyro
 from learned_opt.cli.bench import Bench
 from learned_opt.cli.list import List
 from learned_opt.cli.report import Report
+from learned_opt.cli.rl import Rl
 from learned_opt.cli.run import Run
 from learned_opt.cli.train import Train
 from learned_opt.errors import LearnedOptError
@@ -24,6 +25,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Rl, tyro.conf.subcommand("rl")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments without the program's name; None takes them from the process.
     """
     # tyro types a union of commands as object.
-    command: Run | Train | Bench | Report | List = tyro.cli(
+    command: Run | Train | Bench | Report | Rl | List = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="learned-opt",
         description="Optimizers that are learned: train them, race them, look at them.",

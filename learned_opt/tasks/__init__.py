@@ -34,6 +34,7 @@ from learned_opt.tasks.quadratics import RandomQuadratic as RandomQuadratic
 from learned_opt.tasks.re_zn import FourFoldSaddle as FourFoldSaddle
 from learned_opt.tasks.re_zn import MonkeySaddle as MonkeySaddle
 from learned_opt.tasks.re_zn import ReZn as ReZn
+from learned_opt.tasks.rippled_quadratic import RippledQuadratic as RippledQuadratic
 from learned_opt.tasks.saturation import SaturatedUnit as SaturatedUnit
 from learned_opt.tasks.saturation import SigmoidRegression as SigmoidRegression
 from learned_opt.tasks.strict_saddle import StrictSaddle as StrictSaddle

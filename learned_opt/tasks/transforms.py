@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from learned_opt.errors import require
+from learned_opt.errors import LearnedOptError, require, unknown_name
 from learned_opt.tasks.base import Problems, Task
 from learned_opt.trees import Params, Tree, flatten
 
@@ -325,3 +326,43 @@ def _tree(node: Tensor | Tree) -> Tree:
 def _params(node: Tensor | Tree) -> Params:
     """A node of the constants that is keyed like the parameters."""
     return node  # type: ignore[return-value]
+
+
+TRANSFORMS: dict[str, Callable[..., TransformedTask]] = {
+    "rotated": Rotated,
+    "shifted": Shifted,
+    "scaled": Scaled,
+    "noisy": NoisyGradient,
+    "randomly_scaled": RandomlyScaled,
+}
+"""Transforms by name."""
+
+
+def transformed(task: Task, transforms: Sequence[Mapping[str, Any]]) -> Task:
+    """`task` seen through transforms that are given as plain data.
+
+    Args:
+        task: the innermost task.
+        transforms: inside first; each holds ``name`` and the keyword arguments of that transform.
+
+    Returns:
+        The outermost task.
+
+    Raises:
+        LearnedOptError: if a name or a setting is unknown.
+
+    Examples:
+        >>> from learned_opt.tasks import get_task
+        >>> transformed(get_task("monkey_saddle"), [{"name": "noisy", "noise": 0.1}]).name
+        'noisy(monkey_saddle)'
+    """
+    for transform in transforms:
+        settings = dict(transform)
+        name = settings.pop("name", "")
+        if name not in TRANSFORMS:
+            raise unknown_name("transform", name, TRANSFORMS)
+        try:
+            task = TRANSFORMS[name](task, **settings)
+        except TypeError as error:
+            raise LearnedOptError(f"transform '{name}': {error}") from error
+    return task
