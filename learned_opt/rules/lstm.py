@@ -13,6 +13,25 @@ from learned_opt.features import LOG_AND_SIGN_RANGE, log_and_sign, schema_hash
 from learned_opt.rules.base import Rule, register_rule
 from learned_opt.trees import Params, Tree, flatten, unflatten
 
+_CHUNK_ROWS = 4096
+"""Rows that move together without a graph: their gates fit the cache."""
+
+
+def _cell(
+    inputs: Tensor, c: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One LSTM step: new hidden and cell state, gates and tanh of the cell."""
+    size = c.shape[1]
+    gates = torch.addmm(bias, inputs, weight.t())
+    # tanh(a) = 2 sigmoid(2 a) - 1: on a CPU one contiguous sigmoid over all gates is five times
+    # faster than a strided sigmoid and a tanh.
+    gates[:, 3 * size :].mul_(2)
+    gates.sigmoid_()
+    i, f, o, half = gates.chunk(4, dim=1)
+    new_c = torch.addcmul(f * c, i, half * 2 - 1)
+    tanh_c = (new_c * 2).sigmoid_().mul_(2).sub_(1)
+    return o * tanh_c, new_c, gates, tanh_c
+
 
 class _LSTMCell(torch.autograd.Function):
     """One LSTM step with its gradient written out.
@@ -25,18 +44,10 @@ class _LSTMCell(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        size = h.shape[1]
         inputs = torch.cat((x, h), dim=1)
-        gates = torch.addmm(bias, inputs, weight.t())
-        # tanh(a) = 2 sigmoid(2 a) - 1: on a CPU one contiguous sigmoid over all gates is five times
-        # faster than a strided sigmoid and a tanh.
-        gates[:, 3 * size :].mul_(2)
-        gates.sigmoid_()
-        i, f, o, half = gates.chunk(4, dim=1)
-        new_c = torch.addcmul(f * c, i, half * 2 - 1)
-        tanh_c = (new_c * 2).sigmoid_().mul_(2).sub_(1)
+        new_h, new_c, gates, tanh_c = _cell(inputs, c, weight, bias)
         ctx.save_for_backward(inputs, gates, c, tanh_c, weight)
-        return o * tanh_c, new_c
+        return new_h, new_c
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[misc]
@@ -96,19 +107,36 @@ class LSTMStack(nn.Module):
         """One step: features ``[N, P, F]`` -> outputs ``[N, P, hidden_size]`` and the new state."""
         shape = x.shape[:-1]
         rows = x.flatten(0, 1)
-        new_state: Tree = {}
+        old = {key: leaf.flatten(0, 1) for key, leaf in state.items()}  # type: ignore[union-attr]
+        if torch.is_grad_enabled():
+            rows, new = self._step(rows, old)
+        else:
+            rows, new = self._step_in_chunks(rows, old)
+        return rows.unflatten(0, shape), {k: leaf.unflatten(0, shape) for k, leaf in new.items()}
+
+    def _step(self, rows: Tensor, old: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        new = {}
         for layer in range(self.num_layers):
-            h, c = state[f"h{layer}"], state[f"c{layer}"]
-            rows, c = _LSTMCell.apply(
-                rows,
-                h.flatten(0, 1),  # type: ignore[union-attr]
-                c.flatten(0, 1),  # type: ignore[union-attr]
-                getattr(self, f"weight{layer}"),
-                getattr(self, f"bias{layer}"),
-            )
-            new_state[f"h{layer}"] = rows.unflatten(0, shape)
-            new_state[f"c{layer}"] = c.unflatten(0, shape)
-        return rows.unflatten(0, shape), new_state
+            weight, bias = getattr(self, f"weight{layer}"), getattr(self, f"bias{layer}")
+            rows, c = _LSTMCell.apply(rows, old[f"h{layer}"], old[f"c{layer}"], weight, bias)
+            new[f"h{layer}"], new[f"c{layer}"] = rows, c
+        return rows, new
+
+    def _step_in_chunks(
+        self, rows: Tensor, old: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same without a graph; what does not leave the cache takes a quarter of the time."""
+        new = {key: torch.empty_like(leaf) for key, leaf in old.items()}
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            out = rows[part]
+            for layer in range(self.num_layers):
+                weight, bias = getattr(self, f"weight{layer}"), getattr(self, f"bias{layer}")
+                h, c = f"h{layer}", f"c{layer}"
+                inputs = torch.cat((out, old[h][part]), dim=1)
+                out, new[c][part], *_ = _cell(inputs, old[c][part], weight, bias)
+                new[h][part] = out
+        return new[f"h{self.num_layers - 1}"], new
 
 
 @final

@@ -20,6 +20,7 @@ from learned_opt.tasks.low_dimensional import ProductSaddle as ProductSaddle
 from learned_opt.tasks.low_dimensional import QuarticDoubleWell as QuarticDoubleWell
 from learned_opt.tasks.low_dimensional import SexticDoubleWell as SexticDoubleWell
 from learned_opt.tasks.matrix import MatrixFactorization as MatrixFactorization
+from learned_opt.tasks.mixture import Mixture as Mixture
 from learned_opt.tasks.module_task import ModuleTask as ModuleTask
 from learned_opt.tasks.networks import BreastCancerMLP as BreastCancerMLP
 from learned_opt.tasks.networks import DeepSigmoidMLP as DeepSigmoidMLP

@@ -95,3 +95,21 @@ def test_seed_fixes_theta_and_leaves_the_global_generator_alone():
 def test_bad_settings(settings, message):
     with pytest.raises(LearnedOptError, match=message):
         CoordinatewiseLSTM(**settings)
+
+
+@pytest.mark.parametrize("num_rows", [1, 4095, 4096, 4097, 9000])
+def test_the_step_without_a_graph_is_the_same_in_chunks(num_rows):
+    rng = torch.Generator().manual_seed(0)
+    stack = LSTMStack(input_size=2, hidden_size=3, num_layers=2).double()
+    x = torch.randn(1, num_rows, 2, generator=rng, dtype=torch.float64)
+    state = {
+        key: torch.randn(1, num_rows, 3, generator=rng, dtype=torch.float64)
+        for key in stack.init(x[..., 0])
+    }
+    out, new = stack(x, state)
+    with torch.no_grad():
+        chunked, chunked_new = stack(x, state)
+    torch.testing.assert_close(chunked, out.detach(), rtol=1e-12, atol=1e-14)
+    assert set(chunked_new) == set(new)
+    for key, leaf in new.items():
+        torch.testing.assert_close(chunked_new[key], leaf.detach(), rtol=1e-12, atol=1e-14)
