@@ -32,6 +32,8 @@ from learned_opt.tasks.plateaus import GemanMcClure as GemanMcClure
 from learned_opt.tasks.plateaus import LogisticStaircase as LogisticStaircase
 from learned_opt.tasks.plateaus import Welsch as Welsch
 from learned_opt.tasks.quadratics import RandomQuadratic as RandomQuadratic
+from learned_opt.tasks.random_data import GaussianMLP as GaussianMLP
+from learned_opt.tasks.random_data import RobustRegression as RobustRegression
 from learned_opt.tasks.re_zn import FourFoldSaddle as FourFoldSaddle
 from learned_opt.tasks.re_zn import MonkeySaddle as MonkeySaddle
 from learned_opt.tasks.re_zn import ReZn as ReZn
