@@ -136,15 +136,14 @@ class OptimizationCore:
         task = get_task(settings.task, **settings.task_settings)
         self.task: Task = transformed(task, settings.transforms)
         self.dtype = getattr(torch, settings.dtype)
-        # Problems stay in float64: their levels are subtracted from losses.
-        self._pool = self.task.sample(
-            settings.num_instances, seed=settings.instance_seed, dtype=self.dtype
-        )
         exact = self.task.sample(
             settings.num_instances, seed=settings.instance_seed, dtype=torch.float64
         )
-        self._pool = replace(self._pool, facts=exact.facts)
-        self._template = self._pool.select(torch.zeros(1, dtype=torch.int64))
+        cast = exact.to(dtype=self.dtype, device="cpu")
+        # What batches are drawn for; they take their type from it.
+        self._template = cast.select(torch.zeros(1, dtype=torch.int64))
+        # Levels stay in float64: they are subtracted from losses.
+        self._pool = replace(cast, facts=exact.facts)
         self.lowest_potential = -math.log(_DIVERGENCE) - 1
 
     @property

@@ -7,12 +7,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from envs.core import Playable, State, episode_keys
 from envs.rendering import Recorder
 from envs.spaces import action_space, observation_space
+from envs.vector import decisions
 from learned_opt.errors import require
 
 
@@ -74,7 +74,14 @@ class OptimizationEnv(Playable, gym.Env[Any, Any]):
 
         Returns:
             Observation and info.
+
+        Raises:
+            LearnedOptError: if the seed is too large.
         """
+        require(
+            seed is None or seed < 2**64,
+            f"a seed must be a whole number from 0 to 2**64 - 1, got {seed!r}",
+        )
         super().reset(seed=seed)
         if seed is not None:
             self._seed, self._episode = seed, 0
@@ -97,9 +104,13 @@ class OptimizationEnv(Playable, gym.Env[Any, Any]):
         Returns:
             Observation, reward, termination, truncation (always False; `gymnasium.make` adds the
             time limit) and info.
+
+        Raises:
+            LearnedOptError: if the action has another shape or names a choice that is not there.
         """
         before = self.state
-        after = self.core.transition(before, torch.as_tensor(np.asarray(action))[None])
+        decided = decisions(self.core, np.asarray(action)[None], 1)
+        after = self.core.transition(before, decided)
         self._state = after
         if self._recorder is not None:
             self._recorder.follow(before, after, restarted=np.zeros(1, bool))

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.core import Playable, State, episode_keys, replace_lanes
+from envs.core import OptimizationCore, Playable, State, episode_keys, replace_lanes
 from envs.rendering import Recorder
 from envs.spaces import action_space, observation_space
 from learned_opt.errors import require
@@ -106,11 +106,12 @@ class OptimizationVectorEnv(Playable, VectorEnv):
             Observations and infos.
 
         Raises:
-            LearnedOptError: if a shape is wrong, or the mask leaves out a lane never started.
+            LearnedOptError: if a shape or a seed is wrong, or the mask leaves out a lane never
+                started.
         """
+        wanted, mask = self._wanted_seeds(seed), self._reset_mask(options)
         super().reset(seed=seed if isinstance(seed, int) else None)
-        mask = self._reset_mask(options)
-        self._seed_lanes(seed, mask)
+        self._seed_lanes(wanted, mask)
         keys = episode_keys(self._seeds[mask], self._episodes[mask])  # type: ignore[index]
         fresh = self.core.initial(keys)
         self._state = (
@@ -133,9 +134,12 @@ class OptimizationVectorEnv(Playable, VectorEnv):
 
         Returns:
             Observations, rewards (float64), terminations, truncations and infos.
+
+        Raises:
+            LearnedOptError: if the actions have another shape or name a choice that is not there.
         """
         before = self.state
-        after = self.core.transition(before, torch.as_tensor(actions))
+        after = self.core.transition(before, decisions(self.core, actions, self.num_envs))
         rewards = self.core.reward(before, after).numpy()
         terminations = self.core.terminal(after).numpy()
         truncations = (after.steps.numpy() >= self.max_episode_steps) & ~terminations
@@ -171,17 +175,20 @@ class OptimizationVectorEnv(Playable, VectorEnv):
     def get_state(self) -> dict[str, Any]:
         """Everything that is needed to go on from here; see `set_state`."""
         return {
-            "seeds": self._seeds,
-            "episodes": self._episodes,
-            "is_done": self._is_done,
+            # Seeds and episodes are counted on in place: what is saved must be apart from that.
+            "seeds": None if self._seeds is None else self._seeds.copy(),
+            "episodes": self._episodes.copy(),
+            "is_done": self._is_done.copy(),
             "state": self._state,
             "np_random": self.np_random.bit_generator.state,
         }
 
     def set_state(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `get_state` returned."""
-        self._seeds, self._episodes = saved["seeds"], saved["episodes"]
-        self._is_done, self._state = saved["is_done"], saved["state"]
+        seeds = saved["seeds"]
+        self._seeds = None if seeds is None else seeds.copy()
+        self._episodes, self._is_done = saved["episodes"].copy(), saved["is_done"].copy()
+        self._state = saved["state"]
         self.np_random.bit_generator.state = saved["np_random"]
 
     def _reset_mask(self, options: Mapping[str, Any] | None) -> NDArray[np.bool_]:
@@ -200,17 +207,25 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         )
         return mask
 
-    def _seed_lanes(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_]) -> None:
-        """Give lanes new seeds, or count their episodes on."""
-        lanes = range(self.num_envs)
-        if isinstance(seed, Sequence):
+    def _wanted_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        """One for each lane; None where its next episode is wanted."""
+        if isinstance(seed, (Sequence, np.ndarray)):
             require(
                 len(seed) == self.num_envs,
                 f"seed must be one number or {self.num_envs}, got {len(seed)}",
             )
             wanted = list(seed)
         else:
-            wanted = [None if seed is None else seed + i for i in lanes]
+            wanted = [None if seed is None else seed + i for i in range(self.num_envs)]
+        for one in wanted:
+            require(
+                one is None or (isinstance(one, (int, np.integer)) and 0 <= one < 2**64),
+                f"a seed must be a whole number from 0 to 2**64 - 1, got {one!r}",
+            )
+        return wanted
+
+    def _seed_lanes(self, wanted: list[int | None], mask: NDArray[np.bool_]) -> None:
+        """Give lanes new seeds, or count their episodes on."""
         if self._seeds is None:
             self._seeds = self.np_random.integers(2**63, size=self.num_envs).astype(np.uint64)
             self._episodes[:] = -1
@@ -269,3 +284,30 @@ class OptimizationVectorEnv(Playable, VectorEnv):
 
 def _array(values: Tensor) -> NDArray[Any]:
     return values.numpy().copy()
+
+
+def decisions(core: OptimizationCore, actions: Any, num_lanes: int) -> Tensor:
+    """A policy's actions as the core takes them: copied, and in its own number format.
+
+    Args:
+        core: the decision process.
+        actions: ``[N, ...]`` numbers or choices, an array or what numpy makes one of.
+        num_lanes: ``N``.
+
+    Returns:
+        A tensor that shares no memory with `actions`.
+
+    Raises:
+        LearnedOptError: if the shape is wrong, or a choice is not there.
+    """
+    kind, given = core.actuator.actions, np.asarray(actions)
+    shape = (num_lanes,) if kind.is_discrete else (num_lanes, *core.action_shape)
+    require(given.shape == shape, f"actions must have the shape {shape}, got {given.shape}")
+    if not kind.is_discrete:
+        return torch.from_numpy(given.astype(core.settings.dtype))
+    require(
+        given.dtype.kind in "iu" and bool(((given >= 0) & (given < kind.size)).all()),
+        f"actions must be whole numbers from 0 to {kind.size - 1}, got {given.dtype} from "
+        f"{given.min()} to {given.max()}",
+    )
+    return torch.from_numpy(given.astype(np.int64))
