@@ -61,7 +61,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(
-            len(self.learning_rate) == 2 and self.learning_rate[0] <= self.learning_rate[1],
+            isinstance(self.learning_rate, Sequence)
+            and len(self.learning_rate) == 2
+            and self.learning_rate[0] <= self.learning_rate[1],
             f"learning_rate must be two decades, low and high, got {self.learning_rate}",
         )
         require(

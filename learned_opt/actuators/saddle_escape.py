@@ -227,11 +227,19 @@ class SaddleEscape(Actuator):
         update = torch.where(
             is_return[:, None], s["best_params"] - params, stride + size[:, None] * direction
         )
+        followed: dict[str, Tensor] = follow_trajectory(  # type: ignore[assignment]
+            update,
+            state["trajectory"],  # type: ignore[arg-type]
+            step_size=step_size,
+        )
+        # x + (best - x) is the best point but for rounding, which must not decide whether it counts
+        # as such: whatever loss is found there is the best.
+        followed["best_loss"] = followed["best_loss"].masked_fill(is_return, torch.inf)
         return Step(
             updates=update,
             state={
                 **state,
-                "trajectory": follow_trajectory(update, state["trajectory"], step_size=step_size),  # type: ignore[arg-type]
+                "trajectory": followed,
                 "momentum": torch.where(is_return[:, None], torch.zeros_like(momentum), momentum),
                 "log_multiplier": log_multiplier,
                 "logit_momentum": logit,
@@ -254,10 +262,9 @@ class SaddleEscape(Actuator):
         return allowed
 
     def controls(self, state: Tree) -> dict[str, Tensor]:
-        """Step size, momentum and the kicks made."""
+        """Step size and momentum."""
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         return {
             "step size": s["learning_rate"] * s["log_multiplier"].exp(),
             "momentum": s["logit_momentum"].sigmoid(),
-            "kicks": self.kick_budget - s["kicks_left"],
         }

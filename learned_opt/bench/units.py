@@ -49,7 +49,7 @@ def library_version() -> str:
         number = "0"
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for part in ("trees.py", "features.py", "actuators.py", "unroll.py", "tasks", "rules", "bench"):
+    for part in ("trees.py", "features.py", "actuators", "unroll.py", "tasks", "rules", "bench"):
         path = root / part
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())

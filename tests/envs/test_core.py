@@ -1,0 +1,270 @@
+"""The decision process: rewards that telescope, ends of episodes, score, bad settings."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from envs.core import OptimizationCore, Settings, episode_keys, replace_lanes
+from learned_opt.actuators import CoordUpdate, HyperControl, SaddleEscape, get_actuator
+from learned_opt.errors import LearnedOptError
+from learned_opt.tasks import Rosenbrock, get_task
+from learned_opt.trees import leaves
+
+
+def make_core(actuator=None, **settings):
+    small = {"num_instances": 16, "dtype": "float64", **settings}
+    return OptimizationCore(Settings(**small), actuator or HyperControl())
+
+
+def keys(n, episode=0):
+    return episode_keys(np.arange(n, dtype=np.uint64), np.full(n, episode))
+
+
+def actions(core, n, seed=0):
+    rng = np.random.default_rng(seed)
+    if core.actuator.actions.is_discrete:
+        return torch.from_numpy(rng.integers(0, core.actuator.actions.size, n))
+    return torch.from_numpy(rng.uniform(-1, 1, (n, *core.action_shape)))
+
+
+def follow(core, n=8, num_steps=10):
+    """States of a run with random decisions."""
+    states = [core.initial(keys(n))]
+    for t in range(num_steps):
+        states.append(core.transition(states[-1], actions(core, n, seed=t)))
+    return states
+
+
+@pytest.mark.parametrize("name", ["hyper_control", "coord_update", "saddle_escape"])
+@pytest.mark.parametrize("best_so_far", [False, True])
+def test_rewards_telescope(name, best_so_far):
+    core = make_core(get_actuator(name), best_so_far=best_so_far)
+    states = follow(core)
+    total = sum(core.reward(a, b) for a, b in pairwise(states))
+    assert_close(total, states[-1].potential - states[0].potential)
+
+
+def test_a_closed_loop_earns_nothing():
+    # Up the wall with too large a step, and back to the best point, where it began.
+    core = make_core(SaddleEscape(), task="rosenbrock", learning_rate=(2.0, 2.0))
+    start = core.initial(keys(4))
+    there = core.transition(start, torch.zeros(4, dtype=torch.int64))
+    back = core.transition(there, torch.full((4,), 8))
+    assert (core.reward(start, there) < -1).all()
+    assert_close(back.point, start.point)
+    loop = core.reward(start, there) + core.reward(there, back)
+    assert_close(loop, torch.zeros(4).double())
+
+
+def test_the_potential_is_the_floored_log_gap():
+    core = make_core(task="random_quadratic", target=1e-3)
+    state = follow(core, num_steps=4)[-1]
+    inner = core.task.loss(unflat(core, state), state.problems)
+    start = core.task.loss(state.problems.params, state.problems)
+    minimum = state.problems.facts.minimum
+    expected = -torch.log((inner - minimum) / (start - minimum) + 1e-3)
+    assert_close(state.potential, expected)
+    assert_close(core.initial(keys(4)).potential, torch.full((4,), -math.log1p(1e-3)).double())
+
+
+def unflat(core, state):
+    ((name, shape),) = core.task.shapes.items()
+    return {name: state.point.reshape(-1, *shape)}
+
+
+def test_best_so_far_never_loses_but_by_divergence():
+    core = make_core(SaddleEscape(), best_so_far=True)
+    states = follow(core, n=32, num_steps=30)
+    for a, b in pairwise(states):
+        stays = ~core.diverged(b)
+        assert (core.reward(a, b)[stays & ~core.diverged(a)] >= 0).all()
+        assert_close(
+            b.potential[stays],
+            -torch.log(b.best_gap + core.settings.target)[stays],
+            check_dtype=False,
+        )
+
+
+def test_kicks_cost():
+    free, paid = (make_core(SaddleEscape(), kick_cost=cost) for cost in (0.0, 0.5))
+    kick = torch.tensor([6, 0, 6])
+    start = free.initial(keys(3))
+    after = free.transition(start, kick)
+    assert after.kicks.tolist() == [1, 0, 1]
+    lost = free.reward(start, after) - paid.reward(start, after)
+    assert_close(lost, torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
+
+
+def test_divergence_is_terminal_and_the_lowest():
+    core = make_core(task="rosenbrock", learning_rate=(3.0, 3.0))
+    state = core.initial(keys(8))
+    for _ in range(30):
+        state = core.transition(state, torch.ones(8, 3, dtype=torch.float64))
+        assert torch.isfinite(state.potential).all()
+        assert torch.isfinite(state.observation).all()
+    assert core.diverged(state).all()
+    assert core.terminal(state).all()
+    assert_close(state.potential, torch.full((8,), -math.log(1e3) - 1).double())
+    # The highest gap that has not diverged is still better.
+    assert core.lowest_potential < -math.log(1e3 + core.settings.target)
+
+
+def test_not_a_number_diverges_in_its_own_lane():
+    core = make_core()
+    action = torch.zeros(3, 3, dtype=torch.float64)
+    action[1] = math.nan
+    state = core.transition(core.initial(keys(3)), action)
+    assert core.diverged(state).tolist() == [False, True, False]
+    assert core.terminal(state).tolist() == [False, True, False]
+    assert torch.isfinite(state.observation).all()
+
+
+def test_reaching_the_target_is_terminal():
+    # Step size one over the curvature, no momentum to speak of: a quadratic is solved at once.
+    core = make_core(
+        HyperControl(momentum=0.01, noise=False),
+        task="strict_saddle",
+        task_settings={"dim": 2, "start": "natural"},
+        learning_rate=(0.0, 0.0),
+        target=0.9,
+    )
+    state = core.transition(core.initial(keys(4)), torch.zeros(4, 2, dtype=torch.float64))
+    assert (state.gap <= 0.9).any()
+    assert torch.equal(core.terminal(state), state.gap <= 0.9)
+    assert not core.diverged(state).any()
+
+
+def test_the_minimum_moves_rewards_but_nothing_that_is_seen():
+    plain, moved = (make_core(SaddleEscape()) for _ in range(2))
+    start = plain.initial(keys(6))
+    facts = replace(start.problems.facts, minimum=start.problems.facts.minimum - 3)
+    other = replace(
+        start,
+        problems=replace(start.problems, facts=facts),
+        initial_gap=start.initial_gap + 3,
+    )
+    rewards = []
+    for t in range(8):
+        action = actions(plain, 6, seed=t)
+        following, following_other = (
+            plain.transition(start, action),
+            moved.transition(other, action),
+        )
+        rewards.append((plain.reward(start, following), moved.reward(other, following_other)))
+        start, other = following, following_other
+        assert torch.equal(start.observation, other.observation)
+        assert torch.equal(start.point, other.point)
+        for path, leaf in leaves(start.actuator).items():
+            assert torch.equal(leaf, leaves(other.actuator)[path]), path
+    assert all((a != b).any() for a, b in rewards)
+
+
+def test_transition_leaves_its_arguments_alone():
+    core = make_core(CoordUpdate())
+    state = core.initial(keys(3))
+    before = {path: leaf.clone() for path, leaf in leaves(state.actuator).items()}
+    point, action = state.point.clone(), actions(core, 3)
+    given = action.clone()
+    core.transition(state, action)
+    assert torch.equal(action, given)
+    assert torch.equal(state.point, point)
+    for path, leaf in leaves(state.actuator).items():
+        assert torch.equal(leaf, before[path]), path
+
+
+def test_instances_and_step_sizes_are_spread_as_promised():
+    core = make_core(num_instances=8, learning_rate=(-2.0, 1.0), task="rosenbrock")
+    state = core.initial(keys(4000))
+    decades = torch.log10(state.actuator["learning_rate"] * core.task.smoothness).numpy()
+    assert -2 <= decades.min() < -1.95
+    assert 0.95 < decades.max() <= 1
+    assert abs(decades.mean() + 0.5) < 5 * (9 / 12 / 4000) ** 0.5
+    pool = Rosenbrock().sample(8, seed=0, dtype=torch.float64)
+    counts = [(state.point == start).all(1).sum() for start in pool.params["x"]]
+    assert sum(counts) == 4000
+    assert all(abs(int(c) - 500) < 5 * 500**0.5 for c in counts)
+
+
+def test_the_pool_is_named_by_its_seed():
+    points = [make_core(instance_seed=s).initial(keys(16)).point for s in (0, 0, 1)]
+    assert torch.equal(points[0], points[1])
+    assert not (points[0][:, None] == points[2][None]).all(2).any()
+
+
+def test_episodes_differ():
+    core = make_core(num_instances=4096)
+    first, second = core.initial(keys(5)), core.initial(keys(5, episode=1))
+    assert (first.point != second.point).any(1).all()
+    assert (first.actuator["learning_rate"] != second.actuator["learning_rate"]).all()
+
+
+def test_minibatches_belong_to_a_lane_and_its_step():
+    settings = {"task": "digits_mlp", "num_instances": 2, "dtype": "float32"}
+    core = make_core(get_actuator("learning_rate"), **settings)
+    many, alone = core.initial(keys(4)), core.initial(keys(4)[2:3])
+    assert torch.equal(many.grads[2], alone.grads[0])
+    keep = torch.zeros(4, dtype=torch.int64)
+    many, alone = core.transition(many, keep), core.transition(alone, keep[:1])
+    assert torch.equal(many.grads[2], alone.grads[0])
+    # The score is on all data: it does not depend on the minibatch.
+    exact = core.task.loss(many.problems.params, many.problems)
+    assert_close(core.initial(keys(4)).loss, exact.double())
+
+
+def test_replaced_lanes_are_the_fresh_ones_and_others_stay():
+    core = make_core(SaddleEscape())
+    state, fresh = follow(core, n=4, num_steps=5)[-1], core.initial(keys(2, episode=1))
+    mixed = replace_lanes(state, torch.tensor([3, 1]), fresh)
+    for position, source, lane in ((3, fresh, 0), (1, fresh, 1), (0, state, 0), (2, state, 2)):
+        assert mixed.keys[position] == source.keys[lane]
+        assert torch.equal(mixed.observation[position], source.observation[lane])
+        assert mixed.problems.facts.minimum[position] == source.problems.facts.minimum[lane]
+        for path, leaf in leaves(mixed.actuator).items():
+            assert torch.equal(leaf[position], leaves(source.actuator)[path][lane]), path
+
+
+def test_a_saddle_escape_mask_is_honoured():
+    core = make_core(SaddleEscape(cooldown=3, kick_budget=2))
+    state = core.initial(keys(5))
+    kicks = []
+    for t in range(12):
+        mask = core.actuator.mask(state.actuator)
+        forbidden = torch.full((5,), 5)
+        after = core.transition(state, forbidden)
+        if not bool(mask[0, 5]):
+            instead = core.transition(state, torch.zeros(5, dtype=torch.int64))
+            assert torch.equal(after.point, instead.point)
+        kicks.append(bool(mask[0, 5]))
+        assert after.kicks.tolist() == [sum(kicks)] * 5
+        state = after
+        del t
+    assert kicks == [True, False, False, False, True] + [False] * 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": (1.0, 0.0)}, "learning_rate must be two decades, low and high"),
+        ({"learning_rate": (1.0,)}, "learning_rate must be two decades, low and high"),
+        ({"num_instances": 0}, "num_instances must be positive, got 0"),
+        ({"target": 1.0}, r"target must lie in \(0, 1\), got 1.0"),
+        ({"kick_cost": -0.1}, "kick_cost must not be negative, got -0.1"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64, got 'float16'"),
+        ({"task": "octopsu"}, "unknown task 'octopsu'; did you mean 'octopus'"),
+        ({"task_settings": {"size": 3}}, "task 'strict_saddle': .*'size'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(LearnedOptError, match=message):
+        make_core(**settings)
+
+
+def test_the_unit_of_the_step_size_is_the_tasks():
+    core = make_core(task="rosenbrock", learning_rate=(-1.0, -1.0))
+    rate = core.initial(keys(2)).actuator["learning_rate"]
+    assert_close(rate, torch.full((2,), 0.1 / get_task("rosenbrock").smoothness).double())
