@@ -8,7 +8,7 @@ knows what the agent has to find out), with the best of 50 fixed settings for ea
 hindsight, with itself when it sees nothing (state-blind), and with its own mean schedule (replay).
 Then with more steps and in other dimensions than it was trained for.
 
-    python experiments/hyper_control.py            # about 10 minutes on one core
+    python experiments/hyper_control.py            # about 5 minutes on one core
     python experiments/hyper_control.py --smoke    # seconds; shows that it runs, not the result
 
 Writes numbers.json, hyper_control.png and the exported agents into --out. An interrupted run goes
@@ -57,7 +57,7 @@ class Settings:
     """Folder for numbers, figure, agents and checkpoints."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training."""
-    total_steps: int = 8_000_000
+    total_steps: int = 4_000_000
     """Steps of training for each seed."""
     num_instances: int = 1024
     """Held-out instances that are reported."""

@@ -104,7 +104,7 @@ class Settings:
     """Folder for numbers, figure, agents and checkpoints."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training."""
-    total_steps: int = 12_000_000
+    total_steps: int = 4_000_000
     """Steps of training for each seed."""
     num_lanes: int = 1024
     """Environments that move together in training."""
@@ -237,8 +237,12 @@ def rmst_ratios(settings: Settings, agents: dict[int, Path]) -> dict[str, Any]:
     for row in leaderboard(results, by="task"):
         if row.rule_kind == "learned" or row.tuning_trials == settings.tuning_trials:
             found.setdefault(row.group, {})[row.rule] = {
-                "rmst over that of the best tuned rival": list(row.rmst_ratio),
-                "success": list(row.success),
+                "rmst over that of the best tuned rival": [
+                    row.rmst_ratio.estimate,
+                    row.rmst_ratio.low,
+                    row.rmst_ratio.high,
+                ],
+                "success": [row.success.estimate, row.success.low, row.success.high],
             }
     return found
 
