@@ -311,31 +311,51 @@ class Playable:
         return OptimizationCore(Settings(**{**cls.default_settings, **settings}), moved)
 
 
-def replace_lanes(state: State, index: Tensor, fresh: State) -> State:
-    """The same state with the lanes that `index` names taken from `fresh`, in order."""
-    return State(**{
-        entry.name: _put(getattr(state, entry.name), index, getattr(fresh, entry.name))
-        for entry in fields(State)
-    })
+def write_lanes(state: State, index: Tensor, source: State, source_index: Tensor) -> None:
+    """Overwrite lanes in place.
+
+    A state's tensors may share memory with each other, as those of a fresh one do; both states must
+    come from the same core, so that what is shared there gets the same values here.
+
+    Args:
+        state: whose lanes are written.
+        index: ``[K]`` which of them.
+        source: where the new ones come from.
+        source_index: ``[K]`` which lanes of `source`, in the same order.
+    """
+    for entry in fields(State):
+        _write(getattr(state, entry.name), index, getattr(source, entry.name), source_index)
 
 
-def _put(target: Any, index: Tensor, source: Any) -> Any:
+def copy_state(state: State) -> State:
+    """A state that shares no memory with the other."""
+    copied: State = _copy(state)
+    return copied
+
+
+def _write(target: Any, index: Tensor, source: Any, source_index: Tensor) -> None:
     if isinstance(target, Tensor):
-        return target.index_copy(0, index, source)
+        target.index_copy_(0, index, source.index_select(0, source_index))
+    elif isinstance(target, np.ndarray):
+        target[index.numpy()] = source[source_index.numpy()]
+    elif isinstance(target, dict):
+        for key, leaf in target.items():
+            _write(leaf, index, source[key], source_index)
+    elif isinstance(target, (Problems, Facts)):
+        for entry in fields(target):
+            _write(getattr(target, entry.name), index, getattr(source, entry.name), source_index)
+
+
+def _copy(target: Any) -> Any:
+    if isinstance(target, Tensor):
+        return target.clone()
     if isinstance(target, np.ndarray):
-        target = target.copy()
-        target[index.numpy()] = source
-        return target
+        return target.copy()
     if isinstance(target, dict):
-        return {key: _put(leaf, index, source[key]) for key, leaf in target.items()}
-    if isinstance(target, (Problems, Facts)):
-        return replace(
-            target,
-            **{
-                entry.name: _put(getattr(target, entry.name), index, getattr(source, entry.name))
-                for entry in fields(target)
-            },
-        )
+        return {key: _copy(leaf) for key, leaf in target.items()}
+    if isinstance(target, (State, Problems, Facts)):
+        entries = fields(target)
+        return replace(target, **{e.name: _copy(getattr(target, e.name)) for e in entries})
     return target
 
 

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.core import OptimizationCore, Playable, State, episode_keys, replace_lanes
+from envs.core import OptimizationCore, Playable, State, copy_state, episode_keys, write_lanes
 from envs.rendering import Recorder
 from envs.spaces import action_space, observation_space
 from learned_opt.errors import require
@@ -80,6 +80,8 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         self._episodes = np.zeros(num_envs, np.int64)
         self._is_done = np.zeros(num_envs, bool)
         self._state: State | None = None
+        self._next: State | None = None
+        self._is_ready = np.zeros(num_envs, bool)
         self._recorder = Recorder(core, num_envs) if render_mode else None
 
     @property
@@ -112,17 +114,17 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         wanted, mask = self._wanted_seeds(seed), self._reset_mask(options)
         super().reset(seed=seed if isinstance(seed, int) else None)
         self._seed_lanes(wanted, mask)
-        keys = episode_keys(self._seeds[mask], self._episodes[mask])  # type: ignore[index]
-        fresh = self.core.initial(keys)
-        self._state = (
-            fresh
-            if mask.all()
-            else replace_lanes(self.state, torch.from_numpy(np.flatnonzero(mask)), fresh)
-        )
+        index = np.flatnonzero(mask)
+        fresh = self.core.initial(episode_keys(self._seeds[index], self._episodes[index]))  # type: ignore[index]
+        if len(index) == self.num_envs:
+            self._state = fresh
+        else:
+            write_lanes(self.state, torch.from_numpy(index), fresh, torch.arange(len(index)))
+        self._is_ready &= ~mask
         self._is_done = self._is_done & ~mask
         if self._recorder is not None:
-            self._recorder.start(self._state, mask)
-        return self._observation(), self._info(self._state)
+            self._recorder.start(self.state, mask)
+        return self._observation(), self._info(self.state)
 
     def step(
         self, actions: NDArray[Any]
@@ -175,11 +177,11 @@ class OptimizationVectorEnv(Playable, VectorEnv):
     def get_state(self) -> dict[str, Any]:
         """Everything that is needed to go on from here; see `set_state`."""
         return {
-            # Seeds and episodes are counted on in place: what is saved must be apart from that.
+            # All of it is changed in place later on: what is saved must be apart from that.
             "seeds": None if self._seeds is None else self._seeds.copy(),
             "episodes": self._episodes.copy(),
             "is_done": self._is_done.copy(),
-            "state": self._state,
+            "state": None if self._state is None else copy_state(self._state),
             "np_random": self.np_random.bit_generator.state,
         }
 
@@ -188,7 +190,8 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         seeds = saved["seeds"]
         self._seeds = None if seeds is None else seeds.copy()
         self._episodes, self._is_done = saved["episodes"].copy(), saved["is_done"].copy()
-        self._state = saved["state"]
+        self._state = None if saved["state"] is None else copy_state(saved["state"])
+        self._next, self._is_ready[:] = None, False
         self.np_random.bit_generator.state = saved["np_random"]
 
     def _reset_mask(self, options: Mapping[str, Any] | None) -> NDArray[np.bool_]:
@@ -239,11 +242,37 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         """The next episodes of the lanes in `mask`."""
         assert self._seeds is not None
         index = np.flatnonzero(mask)
+        following = self._prepare(index)
         self._episodes[index] += 1
-        fresh = self.core.initial(episode_keys(self._seeds[index], self._episodes[index]))
         if len(index) == self.num_envs:
-            return fresh
-        return replace_lanes(state, torch.from_numpy(index), fresh)
+            self._next, self._is_ready[:] = None, False
+            return following
+        lanes = torch.from_numpy(index)
+        write_lanes(state, lanes, following, lanes)
+        self._is_ready[index] = False
+        return state
+
+    def _prepare(self, index: NDArray[np.int64]) -> State:
+        """The start of every lane's next episode; those that `index` names are up to date.
+
+        Starts cost about as much for all lanes as for one, and lanes end a few at a time: so they
+        are made in advance, for all lanes whose last one was used.
+        """
+        assert self._seeds is not None
+        if self._next is None:
+            self._next = self.core.initial(episode_keys(self._seeds, self._episodes + 1))
+            self._is_ready[:] = True
+        elif not self._is_ready[index].all():
+            stale = np.flatnonzero(~self._is_ready)
+            keys = episode_keys(self._seeds[stale], self._episodes[stale] + 1)
+            write_lanes(
+                self._next,
+                torch.from_numpy(stale),
+                self.core.initial(keys),
+                torch.arange(len(stale)),
+            )
+            self._is_ready[:] = True
+        return self._next
 
     def _observation(self) -> NDArray[Any]:
         return self.state.observation.numpy().copy()

@@ -239,7 +239,7 @@ class SaddleEscape(Actuator):
             updates=update,
             state={
                 **state,
-                "trajectory": followed,
+                "trajectory": dict(followed),
                 "momentum": torch.where(is_return[:, None], torch.zeros_like(momentum), momentum),
                 "log_multiplier": log_multiplier,
                 "logit_momentum": logit,

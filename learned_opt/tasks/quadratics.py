@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learned_opt.errors import require
 from learned_opt.tasks.base import Facts, Problems, Task, register_task
-from learned_opt.trees import Params, Tree
+from learned_opt.trees import Params, Tree, batched_product
 
 
 @final
@@ -64,4 +64,4 @@ class RandomQuadratic(Task):
 
 
 def _squared_residual(matrix: Tensor, x: Tensor, target: Tensor) -> Tensor:
-    return (torch.bmm(matrix, x.unsqueeze(2)).squeeze(2) - target).square().sum(1)
+    return (batched_product(matrix, x) - target).square().sum(1)

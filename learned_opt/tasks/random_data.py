@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learned_opt.errors import require
 from learned_opt.tasks.base import Facts, Problems, Task, register_task
-from learned_opt.trees import Params, Tree
+from learned_opt.trees import Params, Tree, batched_product
 
 _NUM_CLUSTERS = 4
 
@@ -53,7 +53,7 @@ class RobustRegression(Task):
         del batch
         inputs, labels = problems.constants["inputs"], problems.constants["labels"]
         assert isinstance(inputs, Tensor) and isinstance(labels, Tensor)
-        fitted = torch.bmm(inputs, params["w"].unsqueeze(2)).squeeze(2) + params["b"]
+        fitted = batched_product(inputs, params["w"]) + params["b"]
         squares = (labels - fitted).square()
         return (squares / (1 + squares)).mean(1)
 

@@ -16,7 +16,7 @@ from learned_opt.tasks.base import (
     Task,
     register_task,
 )
-from learned_opt.trees import Params, Tree
+from learned_opt.trees import Params, Tree, batched_product
 
 
 @final
@@ -154,4 +154,4 @@ class SigmoidRegression(Task):
 
 def _outputs(inputs: Tensor, weights: Tensor) -> Tensor:
     """Outputs ``[N, m]`` of one sigmoid unit per problem."""
-    return torch.sigmoid(torch.bmm(inputs, weights.unsqueeze(2)).squeeze(2))
+    return torch.sigmoid(batched_product(inputs, weights))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learned_opt.errors import LearnedOptError, require, unknown_name
 from learned_opt.tasks.base import Problems, Task
-from learned_opt.trees import Params, Tree, flatten
+from learned_opt.trees import Params, Tree, batched_product, flatten
 
 
 class TransformedTask(Task):
@@ -88,7 +88,7 @@ class Rotated(TransformedTask):
         """``Q x``, split into the inner tensors."""
         rotation = constants["rotation"]
         assert isinstance(rotation, Tensor)
-        flat = torch.bmm(rotation, params["x"].unsqueeze(2)).squeeze(2)
+        flat = batched_product(rotation, params["x"])
         shapes = self.inner.shapes
         parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
         return {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from envs.core import OptimizationCore, Settings, episode_keys, replace_lanes
+from envs.core import OptimizationCore, Settings, copy_state, episode_keys, write_lanes
 from learned_opt.actuators import CoordUpdate, HyperControl, SaddleEscape, get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.tasks import Rosenbrock, get_task
@@ -216,10 +216,11 @@ def test_minibatches_belong_to_a_lane_and_its_step():
     assert_close(core.initial(keys(4)).loss, exact.double())
 
 
-def test_replaced_lanes_are_the_fresh_ones_and_others_stay():
+def test_written_lanes_are_the_fresh_ones_and_others_stay():
     core = make_core(SaddleEscape())
     state, fresh = follow(core, n=4, num_steps=5)[-1], core.initial(keys(2, episode=1))
-    mixed = replace_lanes(state, torch.tensor([3, 1]), fresh)
+    mixed = copy_state(state)
+    write_lanes(mixed, torch.tensor([3, 1]), fresh, torch.tensor([0, 1]))
     for position, source, lane in ((3, fresh, 0), (1, fresh, 1), (0, state, 0), (2, state, 2)):
         assert mixed.keys[position] == source.keys[lane]
         assert torch.equal(mixed.observation[position], source.observation[lane])
