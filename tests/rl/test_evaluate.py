@@ -1,0 +1,190 @@
+"""How well a policy plays, checked against the environment and against policies that cannot see."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from learned_opt.errors import LearnedOptError
+from learned_opt.rl.environments import make_lanes
+from learned_opt.rl.evaluate import (
+    evaluate_rule_in_env,
+    evaluate_with_controls,
+    film,
+    play,
+    summarize,
+)
+from learned_opt.rules import get_rule
+from learned_opt.rules.policy import PolicyRule
+
+SETTINGS = {
+    "num_instances": 64,
+    "max_episode_steps": 12,
+    "task": "random_quadratic",
+    "task_settings": {"dim": 3},
+}
+ENVIRONMENTS = {
+    "HyperControl-v0": ("hyper_control", "clip"),
+    "CoordUpdate-v0": ("coord_update", "clip"),
+    "SaddleEscape-v0": ("saddle_escape", "argmax"),
+}
+
+
+def policy(env="HyperControl-v0", *, scale=1.0, **settings):
+    actuator, head = ENVIRONMENTS[env]
+    rule = PolicyRule(actuator=actuator, head=head, hidden=(8,), **settings)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * scale)
+    return rule.requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_episodes_are_those_of_a_plain_loop(env):
+    rule = policy(env)
+    settings = {**SETTINGS, "target": 0.3, "learning_rate": (-1.0, 0.0)}  # many ends of both kinds
+    episodes = evaluate_rule_in_env(rule, env, settings, num_lanes=32, seed=5)
+    lanes = make_lanes(env, settings, num_lanes=32)
+    seen, info = lanes.reset(seed=5)
+    expected = {name: np.zeros(32) for name in ("return", "length", "solved", "diverged", "kicks")}
+    is_first = np.ones(32, bool)
+    gap = np.zeros(32)
+    for _ in range(12):
+        mask = torch.from_numpy(info["action_mask"]) if "action_mask" in info else None
+        decided, _ = rule.decide(torch.from_numpy(seen), {}, mask=mask)
+        seen, reward, terminated, truncated, info = lanes.step(decided.numpy())
+        expected["return"] += np.where(is_first, reward, 0)
+        expected["length"] += is_first
+        ended = is_first & (terminated | truncated)
+        if ended.any():
+            last = info["final_info"]["opt"]
+            shown = "best_gap" if env == "SaddleEscape-v0" else "gap"
+            gap[ended] = np.where(last["diverged"], 1e3, last[shown])[ended]
+            expected["diverged"][ended] = last["diverged"][ended]
+            expected["kicks"][ended] = last["kicks"][ended]
+            expected["solved"] += ended & terminated & ~last["diverged"]
+        is_first &= ~ended
+    for name, values in {**expected, "gap": gap}.items():
+        np.testing.assert_allclose(episodes[name], values, rtol=1e-9, err_msg=name)
+    assert len(np.unique(episodes["return"])) > 16
+    assert (episodes["length"] < 12).any()
+
+
+def test_the_return_is_the_fall_of_the_log_gap():
+    episodes = evaluate_rule_in_env(policy(), "HyperControl-v0", SETTINGS, num_lanes=64)
+    gap = np.where(episodes["diverged"], math.exp(math.log(1e3) + 1) - 1e-6, episodes["gap"])
+    np.testing.assert_allclose(episodes["return"], -np.log((gap + 1e-6) / (1 + 1e-6)), rtol=1e-9)
+    summary = summarize(episodes)
+    logs = np.log10(np.clip(episodes["gap"], 1e-6, 1e3))
+    assert summary["median_log10_gap"] == pytest.approx(np.median(logs))
+    assert summary["mean_log10_gap"] == pytest.approx(np.mean(logs))
+    assert summary["return"] == pytest.approx(episodes["return"].mean())
+    assert summary["diverged"] == pytest.approx(episodes["diverged"].mean())
+
+
+def test_a_lane_does_not_depend_on_the_others():
+    rule = policy()
+    many = evaluate_rule_in_env(rule, "HyperControl-v0", SETTINGS, num_lanes=8, seed=3)
+    few = evaluate_rule_in_env(rule, "HyperControl-v0", SETTINGS, num_lanes=2, seed=6)
+    np.testing.assert_allclose(few["return"], many["return"][3:5], rtol=1e-5)
+
+
+def test_longer_episodes_can_be_asked_for():
+    rule = policy(scale=0.0)
+    short, long = (
+        evaluate_rule_in_env(rule, "HyperControl-v0", SETTINGS, num_lanes=16, num_steps=steps)
+        for steps in (3, 40)
+    )
+    assert set(short["length"]) == {3} and long["length"].max() == 40
+    assert np.median(long["gap"]) < np.median(short["gap"])
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_a_policy_that_does_not_look_is_its_own_control(env):
+    """Without weights on what it sees, blindness and replay change nothing."""
+    rule = policy(env)
+    with torch.no_grad():
+        rule.layers[0].weight.zero_()
+        if env == "SaddleEscape-v0":
+            rule.layers[-1].bias.copy_(torch.eye(9)[1] * 100)
+    played = evaluate_with_controls(rule, env, SETTINGS, num_lanes=16)
+    for name in ("state-blind", "replay"):
+        for key, values in played["policy"].items():
+            np.testing.assert_allclose(played[name][key], values, rtol=1e-4, err_msg=key)
+    assert (played["nothing"]["return"] != played["policy"]["return"]).any()
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_controls_of_a_policy_that_looks(env):
+    rule = policy(env)
+    played = evaluate_with_controls(rule, env, SETTINGS, num_lanes=32, seed=2)
+    # "nothing" is the policy whose outputs are all zero; the first of equal choices is "continue"
+    still = evaluate_rule_in_env(policy(env, scale=0.0), env, SETTINGS, num_lanes=32, seed=2)
+    np.testing.assert_array_equal(played["nothing"]["return"], still["return"])
+    lanes = make_lanes(env, SETTINGS, num_lanes=32, autoreset="Disabled")
+    record = play(rule, lanes, seed=2)
+    # blind: one decision, that of the mean observation, in all lanes at all times
+    blind = policy(env)
+    with torch.no_grad():
+        blind.layers[0].bias += blind.layers[0].weight @ record.mean_observation.float()
+        blind.layers[0].weight.zero_()
+    assert_same = np.testing.assert_allclose
+    expected = evaluate_rule_in_env(blind, env, SETTINGS, num_lanes=32, seed=2)
+    assert_same(played["state-blind"]["return"], expected["return"], rtol=1e-3, atol=1e-3)
+    for name in ("state-blind", "replay"):
+        assert (played[name]["return"] != played["policy"]["return"]).any()
+
+
+def test_the_replayed_schedule_is_the_mean_over_lanes_that_still_play():
+    rule = policy("HyperControl-v0")
+    lanes = make_lanes("HyperControl-v0", SETTINGS, num_lanes=32, autoreset="Disabled")
+    record = play(rule, lanes, seed=0)
+    seen, _ = lanes.reset(seed=0)
+    is_playing = np.ones(32, bool)
+    for row in record.schedule:
+        decided, _ = rule.decide(torch.from_numpy(seen), {})
+        torch.testing.assert_close(row, decided[torch.from_numpy(is_playing)].mean(0))
+        seen, _, terminated, truncated, _ = lanes.step(decided.numpy())
+        is_playing &= ~(terminated | truncated)
+    assert record.episodes["diverged"].any() and not record.episodes["diverged"].all()
+
+
+def test_a_policy_with_memory_starts_each_evaluation_afresh():
+    rule = policy(memory=4)
+    lanes = make_lanes("HyperControl-v0", SETTINGS, num_lanes=8, autoreset="Disabled")
+    first, again = (play(rule, lanes, seed=1).episodes for _ in range(2))
+    np.testing.assert_array_equal(first["return"], again["return"])
+    forgetful = policy(memory=4)
+    forgetful.lstm.weight_hh.zero_()
+    other = play(forgetful, lanes, seed=1).episodes
+    assert (other["return"] != first["return"]).any()
+
+
+def test_a_film_has_a_frame_for_each_point():
+    lanes = make_lanes(
+        "HyperControl-v0",
+        {**SETTINGS, "render_mode": "rgb_array", "max_episode_steps": 2},
+        num_lanes=1,
+        autoreset="Disabled",
+    )
+    frames = film(policy(scale=0.0), lanes, seed=0)
+    assert len(frames) == 3
+    assert {(frame.dtype, frame.ndim, frame.shape[2]) for frame in frames} == {
+        (np.dtype(np.uint8), 3, 3)
+    }
+
+
+def test_bad_input():
+    rule = policy()
+    with pytest.raises(LearnedOptError, match="only policies can play in an environment, got rule"):
+        evaluate_rule_in_env(get_rule("sgd"), "HyperControl-v0", SETTINGS)
+    with pytest.raises(LearnedOptError, match="the rule steers 'hyper_control'"):
+        evaluate_rule_in_env(rule, "CoordUpdate-v0", SETTINGS, num_lanes=1)
+    with pytest.raises(LearnedOptError, match=r"'gain': 0.7.*'gain': 0.5"):
+        evaluate_rule_in_env(rule, "HyperControl-v0", {**SETTINGS, "actuator": {"gain": 0.5}})
+    with pytest.raises(LearnedOptError, match="num_steps must be positive, got 0"):
+        evaluate_rule_in_env(rule, "HyperControl-v0", SETTINGS, num_steps=0)
+    with pytest.raises(LearnedOptError, match="lanes must be made to draw"):
+        film(rule, make_lanes("HyperControl-v0", num_lanes=1), seed=0)
