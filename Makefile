@@ -44,6 +44,7 @@ test-browser: $(READY) ## The report in headless Chromium (needs chromium and ch
 bench: $(READY)  ## Speed, measured side by side
 	$(BIN)/python benchmarks/engine_speed.py
 	$(BIN)/python benchmarks/unroll_vs_higher.py
+	$(BIN)/python benchmarks/environment_speed.py
 
 clean:           ## Remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

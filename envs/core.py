@@ -82,7 +82,7 @@ class State:
     """Where ``N`` lanes stand.
 
     Attributes:
-        keys: ``[N]`` uint64 streams of the lanes' episodes.
+        keys: ``[N]`` uint64 streams of what the lanes' episodes draw step by step.
         problems: the instances.
         point: ``[N, P]`` parameters.
         grads: ``[N, P]`` gradients there, as the actuator sees them.
@@ -171,6 +171,7 @@ class OptimizationCore:
         point = flatten(problems.params)
         lanes = len(keys)
         zeros = torch.zeros(lanes, dtype=torch.int64)
+        keys = streams.combine(keys, _STEPS)
         seen, exact, grads = self._evaluate(point, problems, keys, zeros)
         observation, actuator = self.actuator.observe(
             grads, seen, point, self.actuator.init(point, learning_rate=rate)
@@ -263,13 +264,13 @@ class OptimizationCore:
         """Each lane's own minibatch, from a generator of its own."""
         rng = torch.Generator()
         batches = []
-        for key in streams.combine(streams.combine(keys, _STEPS), steps.numpy()):
+        for key in streams.combine(keys, steps.numpy()):
             rng.manual_seed(int(key >> np.uint64(1)))
             batches.append(self.task.batch(self._template, rng))
         return _concatenate(batches)  # type: ignore[arg-type]
 
     def _noise(self, state: State) -> Tensor:
-        keys = streams.combine(streams.combine(state.keys, _STEPS), state.steps.numpy())
+        keys = streams.combine(state.keys, state.steps.numpy())
         return streams.normal(keys, state.point.shape[1]).to(self.dtype)
 
 

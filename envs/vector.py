@@ -141,7 +141,8 @@ class OptimizationVectorEnv(Playable, VectorEnv):
             LearnedOptError: if the actions have another shape or name a choice that is not there.
         """
         before = self.state
-        after = self.core.transition(before, decisions(self.core, actions, self.num_envs))
+        with torch.no_grad():
+            after = self.core.transition(before, decisions(self.core, actions, self.num_envs))
         rewards = self.core.reward(before, after).numpy()
         terminations = self.core.terminal(after).numpy()
         truncations = (after.steps.numpy() >= self.max_episode_steps) & ~terminations

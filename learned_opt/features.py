@@ -105,7 +105,9 @@ TRAJECTORY_FEATURES = (
     Feature("gradient since start", "log of gradient norm over the first one, over 5", -3, 3),
     Feature("persistence", "log of momentum's norm over the gradient's", -5, 5),
     Feature("decrease ratio", "tanh of actual over predicted decrease of the loss", -1, 1),
-    Feature("curvature", "asinh of step size times curvature along the last step", -5, 5),
+    Feature(
+        "curvature", "signed log(1 + |.|) of step size times curvature along the last step", -5, 5
+    ),
     Feature("regret", "tanh of loss above the best, in units of its recent change", -1, 1),
     Feature("straightness", "log of distance from the start over path length", -5, 0),
     Feature("stride", "log of the last step's length over the mean one", -3, 3),
@@ -224,7 +226,7 @@ def observe_trajectory(
         since_start / 5,
         persistence,
         decrease_ratio.tanh(),
-        curvature.asinh(),
+        curvature.sign() * curvature.abs().log1p(),
         regret.tanh(),
         straightness,
         relative_stride,

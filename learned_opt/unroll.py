@@ -221,13 +221,10 @@ def loss_and_grads(
         else:
             points = {k: p.detach().requires_grad_() for k, p in params.items()}
         loss = task.loss(points, problems, batch)
-        grads = dict(
-            zip(
-                points,
-                torch.autograd.grad(loss.sum(), list(points.values()), create_graph=second_order),
-                strict=True,
-            )
+        slopes = torch.autograd.grad(
+            loss, list(points.values()), torch.ones_like(loss), create_graph=second_order
         )
+        grads = dict(zip(points, slopes, strict=True))
     if second_order:
         return loss, grads
     loss = loss.detach()

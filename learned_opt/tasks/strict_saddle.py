@@ -94,13 +94,14 @@ class StrictSaddle(ClosedFormTask):
 
     def function(self, x: Tensor) -> Tensor:
         """The canonical saddle, ``[..., d] -> [...]``."""
-        return _saddle(x, self._curvature.to(x), self._escape.to(x), self._confinement.to(x))
+        quadratic, quartic = _coefficients(self._curvature, self._escape, self._confinement)
+        return _saddle(x, quadratic.to(x), quartic.to(x))
 
     def loss(self, params: Params, problems: Problems, batch: Tree | None = None) -> Tensor:
         """Each problem's own saddle, ``[N]``."""
         del batch
         c: dict[str, Tensor] = problems.constants  # type: ignore[assignment]
-        return _saddle(params["x"], c["curvature"], c["escape"], c["confinement"])
+        return _saddle(params["x"], c["quadratic"], c["quartic"])
 
     def critical_points(self) -> list[CriticalPoint]:
         """All ``3^k`` points if ``k <= 4``, else the greedy staircase's ``k + 1``; lowest last."""
@@ -137,13 +138,17 @@ class StrictSaddle(ClosedFormTask):
         )
         uniform = torch.rand(num_problems, self.dim, generator=rng, dtype=torch.float64)
         factor = 10 ** (self.spread * (2 * uniform - 1))
-        constants = {
-            "escape": self._escape * factor[:, :index],
-            "confinement": self._confinement * factor[:, :index],
-            "curvature": self._curvature * factor[:, index:],
-        }
-        drops = constants["escape"] ** 2 / (4 * constants["confinement"])
-        return Problems(params={"x": x}, constants=dict(constants), facts=_facts(drops))
+        escape, confinement = (
+            self._escape * factor[:, :index],
+            self._confinement * factor[:, :index],
+        )
+        quadratic, quartic = _coefficients(self._curvature * factor[:, index:], escape, confinement)
+        drops = escape**2 / (4 * confinement)
+        return Problems(
+            params={"x": x},
+            constants={"quadratic": quadratic, "quartic": quartic},
+            facts=_facts(drops),
+        )
 
 
 def _log_spaced(first: float, last: float, count: int) -> Tensor:
@@ -151,11 +156,18 @@ def _log_spaced(first: float, last: float, count: int) -> Tensor:
     return first * (last / first) ** ratio.to(torch.float64)
 
 
-def _saddle(x: Tensor, curvature: Tensor, escape: Tensor, confinement: Tensor) -> Tensor:
-    index = escape.shape[-1]
-    unstable, stable = x[..., :index].square(), x[..., index:].square()
-    walls = confinement * unstable.square() / 4 - escape * unstable / 2
-    return walls.sum(-1) + (curvature * stable).sum(-1) / 2
+def _coefficients(curvature: Tensor, escape: Tensor, confinement: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the squares and of the fourth powers, ``[..., d]``; the unstable coordinates first."""
+    return (
+        torch.cat((-escape, curvature), dim=-1),
+        torch.cat((confinement, torch.zeros_like(curvature)), dim=-1),
+    )
+
+
+def _saddle(x: Tensor, quadratic: Tensor, quartic: Tensor) -> Tensor:
+    # One expression for both kinds of coordinates: slices would cost more than they save.
+    squares = x.square()
+    return (squares * (quadratic / 2 + quartic / 4 * squares)).sum(-1)
 
 
 def _facts(drops: Tensor) -> Facts:

@@ -170,7 +170,8 @@ def test_deep_linear_natural_layers_are_scaled_isometries():
 def test_spread_draws_curvatures_and_keeps_facts_true():
     task = StrictSaddle(dim=4, index=2, spread=0.5, largest_escape=0.1)
     problems = task.sample(200, dtype=torch.float64)
-    escape, confinement = problems.constants["escape"], problems.constants["confinement"]
+    escape = -problems.constants["quadratic"][:, :2]
+    confinement = problems.constants["quartic"][:, :2]
     canonical = torch.tensor([0.1, 0.01], dtype=torch.float64)
     decades = (escape / canonical).log10()
     assert decades.abs().max() <= 0.5
