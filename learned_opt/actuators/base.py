@@ -132,7 +132,7 @@ class Actuator(ABC):
     @property
     def feature_schema(self) -> str:
         """Digest of the observation; weights trained on another one are refused."""
-        return schema_hash(self.name, *((f.name, f.low, f.high) for f in self.features))
+        return schema_hash(self.name, *((f.name, f.meaning, f.low, f.high) for f in self.features))
 
 
 _REGISTRY: dict[str, type[Actuator]] = {}
