@@ -38,6 +38,7 @@ class TrainConfig:
         coordinate_share: share of the coordinates that a first-order meta-gradient is estimated
             from; below 1 only for coordinatewise rules.
         learning_rate: outer Adam's first learning rate.
+        warmup_steps: outer steps over which the learning rate rises to its first value.
         final_learning_rate_fraction: what the cosine decay leaves of it in the end.
         second_moment_decay: outer Adam's ``beta2``. Meta-gradients are heavy-tailed, and 0.99
             forgets an outlier ten times sooner than Adam's usual 0.999.
@@ -65,6 +66,7 @@ class TrainConfig:
     second_order: bool = False
     coordinate_share: float = 1.0
     learning_rate: float = 3e-3
+    warmup_steps: int = 0
     final_learning_rate_fraction: float = 0.02
     second_moment_decay: float = 0.99
     clip_norm: float = 1.0
@@ -97,6 +99,9 @@ class TrainConfig:
             0 <= self.final_learning_rate_fraction <= 1,
             "final_learning_rate_fraction must lie in [0, 1], "
             f"got {self.final_learning_rate_fraction}",
+        )
+        require(
+            self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}"
         )
         require(
             0 < self.second_moment_decay < 1,
@@ -132,7 +137,8 @@ class TrainConfig:
         """Outer learning rate of the update number `step`, counted from 0."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.num_outer_steps))
         low = self.final_learning_rate_fraction
-        return self.learning_rate * (low + (1 - low) * cosine)
+        warmth = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        return self.learning_rate * warmth * (low + (1 - low) * cosine)
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON holds them."""
