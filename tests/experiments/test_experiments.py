@@ -32,3 +32,64 @@ def test_l2l_headline(tmp_path):
 def test_train_zoo_lstm(tmp_path):
     run("train_zoo_lstm.py", "--num-outer-steps", "3", "--out", tmp_path)
     assert (tmp_path / "lstm.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_hyper_control(tmp_path):
+    out = run("hyper_control.py", "--smoke", "--out", tmp_path).stdout
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    for entry in numbers["results"]:
+        low, high = entry["best constant, absolute step size"][1:]
+        assert low <= entry["best constant, absolute step size"][0] <= high
+        # What is best for each instance is at least as good as what is best for all.
+        for unit in ("relative", "absolute"):
+            oracle = entry[f"hindsight oracle, {unit} step size"][0]
+            assert oracle <= entry[f"best constant, {unit} step size"][0]
+        assert set(entry["seed 0"]) == {"policy", "state-blind", "replay", "nothing"}
+    assert "fixed, absolute" in out
+    assert (tmp_path / "hyper_control.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_saddle_escape(tmp_path):
+    out = run("saddle_escape.py", "--smoke", "--out", tmp_path).stdout
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert {"perturbed_gd", "noisy_gd", "escape-0"} <= set(
+        numbers["race"]["strict_saddle-10-rotated"]
+    )
+    assert {"strict saddle", "convex bowl"} <= set(numbers["episodes"])
+    assert "without kicks" in out
+    assert (tmp_path / "kicks.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_learning_rate_dqn(tmp_path):
+    run("learning_rate_dqn.py", "--smoke", "--out", tmp_path)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers["schedules"]) == {"constant", "cosine", "exponential", "step, halfway"}
+    assert all(0 < entry["loss"][0] < 2.5 for entry in numbers["schedules"].values())
+    assert set(numbers["agents"]["seed 0"]) == {"policy", "state-blind", "replay", "nothing"}
+    assert (tmp_path / "learning_rate_dqn.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_li_malik(tmp_path):
+    run("li_malik.py", "--smoke", "--out", tmp_path)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    for found in numbers.values():
+        rivals = found["mean objective"]
+        # Line searches never go up; their margins are against each other's and the agent's curves.
+        for name in ("conjugate gradients", "L-BFGS"):
+            assert all(b <= a + 1e-9 for a, b in zip(rivals[name], rivals[name][1:], strict=False))
+        best = [min(values) for values in zip(*rivals.values(), strict=True)]
+        own = found["agent 0"]["mean objective"]
+        margin = [b - a for a, b in zip(own, best, strict=True)]
+        assert found["agent 0"]["margin of victory"] == pytest.approx(margin)
+    assert (tmp_path / "li_malik.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["hyper-control", "saddle-escape"])
+def test_train_zoo_agents(tmp_path, agent):
+    run("train_zoo_agents.py", agent, "--total-steps", "1000", "--out", tmp_path)
+    assert (tmp_path / f"{agent}.safetensors").stat().st_size > 10_000

@@ -307,6 +307,18 @@ def test_the_learning_rate_decays_by_a_cosine():
     assert config.learning_rate_at(100) == pytest.approx(0.1)
 
 
+def test_the_learning_rate_warms_up_along_the_cosine():
+    cold = TrainConfig(num_outer_steps=100, learning_rate=0.5)
+    warm = TrainConfig(num_outer_steps=100, learning_rate=0.5, warmup_steps=9)
+    for step in range(9):
+        share = (step + 1) / 10
+        assert warm.learning_rate_at(step) == pytest.approx(share * cold.learning_rate_at(step))
+    assert warm.learning_rate_at(9) == cold.learning_rate_at(9)
+    assert warm.learning_rate_at(80) == cold.learning_rate_at(80)
+    with pytest.raises(LearnedOptError, match="warmup_steps must not be negative, got -1"):
+        TrainConfig(warmup_steps=-1)
+
+
 def test_evaluations_last_as_long_as_the_longest_episode():
     assert TrainConfig(horizon=LogUniform(5, 70)).num_eval_steps == 70
     assert TrainConfig(horizon=LogUniform(5, 70), eval_steps=9).num_eval_steps == 9
