@@ -314,7 +314,7 @@ class FixedSetting(NamedTuple):
 GRID = tuple(
     FixedSetting(10 ** (half_decades / 2), momentum)
     for half_decades in range(-3, 7)
-    for momentum in (0.0, 0.5, 0.9, 0.97, 0.99)
+    for momentum in (0.0, 0.5, 0.7, 0.8, 0.9)
 )
 """Fifty settings: multipliers from 0.03 to 1000 in half decades times five momenta."""
 
