@@ -244,7 +244,7 @@ def test_best_constant_and_hindsight():
 def test_the_grid():
     assert len(set(GRID)) == 50
     assert GRID[0].multiplier == pytest.approx(10**-1.5)
-    assert GRID[-1] == FixedSetting(1000.0, 0.99)
+    assert GRID[-1] == FixedSetting(1000.0, 0.9)
     assert FixedSetting(1.0, 0.9) in GRID
 
 
