@@ -271,7 +271,12 @@ class OptimizationCore:
 
     def _noise(self, state: State) -> Tensor:
         keys = streams.combine(state.keys, state.steps.numpy())
-        return streams.normal(keys, state.point.shape[1]).to(self.dtype)
+        noise = streams.normal(keys, state.point.shape[1]).to(self.dtype)
+        used = self.task.used(state.problems)
+        if used is None:
+            return noise
+        # Actuators divide by the root of the number of coordinates: all of them, used or not.
+        return noise * used * (used.shape[1] / used.sum(1, keepdim=True)).sqrt()
 
 
 class Playable:

@@ -96,9 +96,7 @@ class DoNothing(Policy):
     def __call__(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[Any]:
         """See `Policy.__call__`."""
         del observation, info
-        if self._actuator.actions.is_discrete:
-            return self._everywhere(0)
-        return self._everywhere([-float(n == "noise") for n in self._actuator.actions.names])
+        return self._everywhere(self._actuator.neutral().numpy())
 
 
 @final

@@ -19,8 +19,8 @@ from learned_opt.errors import require
 class OptimizationEnv(Playable, gym.Env[Any, Any]):
     """One lane of a decision process.
 
-    Convenient for looking, stepping by hand and small agents; for training, the vector shell is a
-    thousand times faster.
+    Convenient for looking, stepping by hand and small agents; for training, the vector shell is
+    hundreds of times faster.
 
     Args:
         render_mode: ``rgb_array`` or None.

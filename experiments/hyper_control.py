@@ -35,7 +35,7 @@ from rich.table import Table
 
 from envs import scripted
 from learned_opt.rl.config import AgentConfig
-from learned_opt.rl.evaluate import Episodes, evaluate_with_controls
+from learned_opt.rl.evaluate import evaluate_with_controls, log10_gaps
 from learned_opt.rl.train import train_agent
 from learned_opt.rules.weights import load_rule
 from learned_opt.tracking import open_tracker
@@ -113,12 +113,6 @@ def train(settings: Settings, seed: int) -> Path:
     return result.best
 
 
-def log_gaps(episodes: Episodes) -> NDArray[np.float64]:
-    """Log10 of the final relative gap, at least the target's."""
-    gaps: NDArray[np.float64] = np.log10(np.clip(episodes["gap"], TARGET, 1e3))
-    return gaps
-
-
 def interval(values: NDArray[np.float64], statistic: Callable[..., Any] = np.median) -> list[float]:
     """Median over instances with a 95 % percentile bootstrap interval."""
     rng = np.random.default_rng(0)
@@ -192,7 +186,7 @@ def main(settings: Settings) -> None:
             )
             entry[f"seed {seed}"] = {
                 name: {
-                    "median": interval(log_gaps(episodes)),
+                    "median": interval(log10_gaps(episodes)),
                     "diverged": float(episodes["diverged"].mean()),
                 }
                 for name, episodes in played.items()

@@ -316,8 +316,7 @@ def quadratics(settings: Settings, clock: Clock) -> dict:
 def digits(settings: Settings, clock: Clock) -> dict:
     """Part two: the digits perceptron, sigmoid and ReLU."""
     batch, activations = 128, ("sigmoid", "relu")
-    # A quarter of the coordinates at a quarter of the cost, and the rule never sees the size that is
-    # reported.
+    # A quarter of the coordinates at a quarter of the cost; the size that is reported stays unseen.
     small = [get_task("digits_mlp", activation=a, hidden=(5,)) for a in activations]
 
     def train(seed: int) -> Rule:

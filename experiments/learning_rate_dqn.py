@@ -178,7 +178,6 @@ def interval(values: NDArray[np.float64]) -> list[float]:
 
 def agents(settings: Settings) -> dict[str, dict[str, Any]]:
     """What each seed's agent and its controls reach."""
-    start = math.log(10)
     found = {}
     for seed in settings.seeds:
         out = settings.out / f"seed-{seed}"
@@ -208,9 +207,9 @@ def agents(settings: Settings) -> dict[str, dict[str, Any]]:
             num_lanes=settings.num_instances,
             seed=REPORT_SEED,
         )
-        # All starts lie at ln 10 to within a few per cent, the unit of relative gaps.
         found[f"seed {seed}"] = {
-            name: interval(episodes["gap"] * start) for name, episodes in played.items()
+            name: interval(np.where(episodes["diverged"], np.inf, episodes["loss"]))
+            for name, episodes in played.items()
         }
     return found
 

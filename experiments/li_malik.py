@@ -74,7 +74,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training."""
     total_steps: int = 3_000_000
-    """Steps of training for each seed and task; every coordinate counts."""
+    """Steps of training for each seed and task."""
     num_steps: int = 40
     """Iterations of training and of the first figure."""
     num_test: int = 100

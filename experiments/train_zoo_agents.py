@@ -5,7 +5,7 @@ frames, from initial step sizes that are off by up to three decades. Whole famil
 (octopus, deep linear networks, phase retrieval, soft committee machine, Styblinski-Tang, every
 network), so that the benchmark shows what carries over.
 
-    python experiments/train_zoo_agents.py hyper-control    # 15 minutes on one core; resumable
+    python experiments/train_zoo_agents.py hyper-control    # 3 minutes on one core; resumable
     python experiments/train_zoo_agents.py saddle-escape
     cp runs/zoo-agents/hyper-control.safetensors runs/zoo-agents/saddle-escape.safetensors \
         learned_opt/zoo/                                    # ship them
@@ -120,13 +120,11 @@ def main(settings: Settings) -> None:
     shipped = PolicyRule(**{**rule.config(), "scope": "tensor"})
     shipped.load_state_dict(rule.state_dict())
     about = read_metadata(result.best)
-    about = {
-        key: about[key] for key in ("tasks", "horizon", "seed", "licence", "scores", "training")
-    }
+    kept = ("tasks", "horizon", "seed", "licence", "scores", "training", "env", "algo", "steps")
     path = save_agent(
         shipped,
         settings.out / f"{settings.agent}.safetensors",
-        about={**about, "description": agent["description"]},
+        about={**{key: about[key] for key in kept}, "description": agent["description"]},
     )
     print(path, result.metrics)
 

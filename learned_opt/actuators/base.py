@@ -115,6 +115,12 @@ class Actuator(ABC):
             Updates, the new state, and which lanes were kicked.
         """
 
+    def neutral(self) -> Tensor:
+        """The decision that leaves all controls alone: 0-d choice, or ``[A]`` numbers."""
+        if self.actions.is_discrete:
+            return torch.zeros((), dtype=torch.int64)
+        return torch.zeros(self.actions.size)
+
     def mask(self, state: Tree) -> Tensor | None:
         """Which choices are allowed, ``[N, A]`` bool; None if all always are."""
         del state

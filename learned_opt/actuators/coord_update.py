@@ -109,9 +109,9 @@ class CoordUpdate(Actuator):
             loss,
             s["momenta"][:, 1],
             old,  # type: ignore[arg-type]
-            momentum_decay=torch.zeros((), dtype=grads.dtype),
+            momentum_decay=grads.new_zeros(()),
         )
-        decays = torch.tensor(_DECAYS, dtype=grads.dtype)[:, None]
+        decays = grads.new_tensor(_DECAYS)[:, None]
         steps = old["steps"][:, None, None] + 1
         momenta = decays * s["momenta"] + (1 - decays) * grads[:, None]
         square = _SQUARE_DECAY * s["square"] + (1 - _SQUARE_DECAY) * grads.square()

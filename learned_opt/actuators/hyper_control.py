@@ -158,6 +158,10 @@ class HyperControl(Actuator):
             },
         )
 
+    def neutral(self) -> Tensor:
+        """See `Actuator.neutral`; noise is off at its lower end."""
+        return torch.tensor([0.0, 0.0, -1.0][: self.actions.size])
+
     def controls(self, state: Tree) -> dict[str, Tensor]:
         """Step size, momentum and, if controlled, the noise's share of the gradient norm."""
         s: dict[str, Tensor] = state  # type: ignore[assignment]

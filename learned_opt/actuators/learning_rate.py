@@ -83,7 +83,7 @@ class LearningRate(Actuator):
             loss,
             s["momentum"],
             state["trajectory"],  # type: ignore[arg-type]
-            momentum_decay=torch.as_tensor(self.momentum, dtype=grads.dtype),
+            momentum_decay=grads.new_tensor(self.momentum),
         )
         features = torch.stack((*seen, s["log_multiplier"] / 3), dim=-1)
         return clip_to(features, self.features), {**state, "trajectory": trajectory}

@@ -216,7 +216,7 @@ class SaddleEscape(Actuator):
         # Nothing has been stepped yet at the first point: the step about to be made is the unit.
         longest = torch.maximum(s["longest"], dot(stride, stride).sqrt())
         is_kick = (action >= KICK_SMALL) & (action <= KICK_CURVATURE)
-        sizes = torch.tensor(KICK_SIZES, dtype=grads.dtype)
+        sizes = grads.new_tensor(KICK_SIZES)
         size = sizes[(action - KICK_SMALL).clamp(0, len(KICKS) - 1)] * longest * is_kick
         downhill = torch.where(dot(s["escape"], grads) > 0, -1.0, 1.0).to(grads.dtype)
         direction = torch.where(
@@ -255,7 +255,7 @@ class SaddleEscape(Actuator):
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         trajectory: dict[str, Tensor] = state["trajectory"]  # type: ignore[assignment]
         is_ready = (s["since_kick"] >= self.cooldown) & (s["kicks_left"] > 0)
-        allowed = torch.ones(len(is_ready), self.actions.size, dtype=torch.bool)
+        allowed = is_ready.new_ones(len(is_ready), self.actions.size)
         allowed[:, KICK_SMALL:KICK_CURVATURE] = is_ready[:, None]
         allowed[:, KICK_CURVATURE] = is_ready & (s["escape_curvature"] < -1e-3)
         allowed[:, RETURN] = trajectory["waiting"] > 0

@@ -89,8 +89,8 @@ class RlTrain:
 class RlEval:
     """Let a policy play, beside the same policy blindfolded, replayed and switched off."""
 
-    rule: tyro.conf.Positional[Path]
-    """Exported policy, a .safetensors file."""
+    rule: tyro.conf.Positional[str]
+    """Exported policy: a .safetensors file, or the name of a bundled one."""
     env: str | None = None
     """Environment; the one it was trained on by default."""
     task: str | None = None
@@ -120,7 +120,8 @@ class RlEval:
             num_steps=self.num_steps,
         )
         rows = {name: summarize(episodes) for name, episodes in played.items()}
-        table = Table(title=f"{self.rule.name} on {resolve_environment(env).rpartition('/')[2]}")
+        played_in = resolve_environment(env).rpartition("/")[2]
+        table = Table(title=f"{Path(self.rule).name} on {played_in}")
         table.add_column("policy")
         for name in rows["policy"]:
             table.add_column(name.replace("_", " "), justify="right")
@@ -134,8 +135,8 @@ class RlEval:
 class RlWatch:
     """Draw one episode of a policy as a moving picture."""
 
-    rule: tyro.conf.Positional[Path]
-    """Exported policy, a .safetensors file."""
+    rule: tyro.conf.Positional[str]
+    """Exported policy: a .safetensors file, or the name of a bundled one."""
     env: str | None = None
     """Environment; the one it was trained on by default."""
     task: str | None = None
@@ -246,7 +247,7 @@ def _settings(text: str, task: str | None) -> dict[str, Any]:
     return {**settings, **({} if task is None else {"task": task})}
 
 
-def _policy(path: Path) -> PolicyRule:
+def _policy(path: str) -> PolicyRule:
     rule = load_rule(path)
     require(isinstance(rule, PolicyRule), f"'{path}' holds the rule '{rule.name}' and no policy")
     assert isinstance(rule, PolicyRule)
@@ -254,7 +255,7 @@ def _policy(path: Path) -> PolicyRule:
 
 
 def _environment(
-    path: Path, env: str | None, settings: str | None, task: str | None
+    path: str, env: str | None, settings: str | None, task: str | None
 ) -> tuple[str, dict[str, Any]]:
     """The environment that a user means: the one of the training unless told otherwise."""
     header = read_metadata(path)

@@ -8,7 +8,7 @@ many updates one after the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -82,13 +82,13 @@ class Parallel(MetaGradient[list[Any]]):
 
 
 def desynchronised(config: TrainConfig, tasks: Sequence[Task], *, num_clocks: int = 2) -> Parallel:
-    """Truncated back-propagation on every task at once, at evenly spaced points of its episodes.
+    """Truncated back-propagation on every task at once, at several points of its episodes.
 
     Args:
         config: settings of the run; `TrainConfig.num_problems` counts for each task and clock, and
             task weights play no part.
         tasks: what to train on.
-        num_clocks: points of the episode for each task.
+        num_clocks: points of the episode for each task, evenly spaced if the horizon is fixed.
 
     Returns:
         The estimator, for `meta_train`.
@@ -99,6 +99,7 @@ def desynchronised(config: TrainConfig, tasks: Sequence[Task], *, num_clocks: in
     require(num_clocks >= 1, f"num_clocks must be positive, got {num_clocks}")
     per_episode = -(-config.horizon.longest // config.truncation)
     lanes = [(task, clock) for clock in range(num_clocks) for task in tasks]
+    config = replace(config, task_weights=None)
     alone = {id(task): truncated_backpropagation(config, [task]) for task in tasks}
     return Parallel(
         estimators=[alone[id(task)] for task, _ in lanes],

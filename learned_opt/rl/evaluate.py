@@ -45,8 +45,8 @@ def evaluate_rule_in_env(
 
     Returns:
         ``return`` (the environment's units), ``length``, ``gap`` (relative, at the end; the best
-        one where the environment scores the best; 1e3 where the run diverged), ``solved``,
-        ``diverged`` and ``kicks``, each ``[N]``.
+        one where the environment scores the best; 1e3 where the run diverged), ``loss`` at the end,
+        ``target``, ``solved``, ``diverged`` and ``kicks``, each ``[N]``.
 
     Raises:
         LearnedOptError: if the rule is no policy or steers something else than the environment.
@@ -85,7 +85,7 @@ def evaluate_with_controls(
     """
     lanes = _lanes(env, env_settings, num_lanes, num_steps)
     policy = play(rule, lanes, seed=seed)
-    nothing = torch.zeros_like(policy.schedule[:1])
+    nothing = lanes.unwrapped.core.actuator.neutral()[None]
     return {
         "policy": policy.episodes,
         "state-blind": play(rule, lanes, seed=seed, blind=policy.mean_observation).episodes,
@@ -94,18 +94,34 @@ def evaluate_with_controls(
     }
 
 
-def summarize(episodes: Episodes, *, target: float = 1e-6) -> dict[str, float]:
+def log10_gaps(episodes: Episodes) -> NDArray[np.float64]:
+    """log10 of the final relative gap plus target, what rewards measure.
+
+    A run that diverged counts as one e-fold above the largest gap that is allowed.
+
+    Args:
+        episodes: what `evaluate_rule_in_env` returned.
+
+    Returns:
+        ``[N]`` numbers.
+    """
+    gaps = np.log10(np.maximum(episodes["gap"], 0) + episodes["target"])
+    worst = np.log10(_DIVERGED_GAP) + 1 / np.log(10)
+    scores: NDArray[np.float64] = np.where(episodes["diverged"], worst, gaps)
+    return scores
+
+
+def summarize(episodes: Episodes) -> dict[str, float]:
     """The numbers that one looks at.
 
     Args:
         episodes: what `evaluate_rule_in_env` returned.
-        target: gaps count as this at least.
 
     Returns:
         Median and mean of the log10 gap, share solved, share diverged, mean return, mean length and
         mean number of kicks.
     """
-    gap = np.log10(np.clip(episodes["gap"], target, _DIVERGED_GAP))
+    gap = log10_gaps(episodes)
     return {
         "median_log10_gap": float(np.median(gap)),
         "mean_log10_gap": float(gap.mean()),
@@ -174,6 +190,8 @@ def play(
             empty = observation.new_zeros(*observation.shape[:-1], rule.memory)
             memory = {"hidden": empty, "cell": empty}
         if blind is not None:
+            # The mask tells something of the state, too; a choice that it forbids is no choice.
+            mask = None
             observation = blind.to(observation).expand_as(observation)
         decision, memory = rule.decide(observation, memory, mask=mask)
         return decision
@@ -238,6 +256,7 @@ def _play(
     observation = torch.from_numpy(first)
     is_playing = np.ones(num_lanes, bool)
     returns, lengths = np.zeros(num_lanes), np.zeros(num_lanes, np.int64)
+    loss = env.state.loss.numpy().copy()
     gap, kicks = np.ones(num_lanes), np.zeros(num_lanes, np.int64)
     diverged = np.zeros(num_lanes, bool)
     solved = np.zeros(num_lanes, bool)
@@ -265,6 +284,7 @@ def _play(
         returns += np.where(is_playing, rewards, 0.0)
         lengths += is_playing
         gap = np.where(is_playing, metrics[shown], gap)
+        loss = np.where(is_playing, env.state.loss.numpy(), loss)
         kicks = np.where(is_playing, metrics["kicks"], kicks)
         diverged |= is_playing & metrics["diverged"]
         solved |= is_playing & terminated & ~metrics["diverged"]
@@ -278,6 +298,8 @@ def _play(
             "return": returns,
             "length": lengths,
             "gap": np.where(diverged, _DIVERGED_GAP, gap),
+            "loss": loss,
+            "target": np.full(num_lanes, core.settings.target),
             "solved": solved,
             "diverged": diverged,
             "kicks": kicks,

@@ -154,7 +154,9 @@ def export_checkpoint(
     config, model = load_agent(folder)
     core = model.get_env().lanes.core
     rule = export_agent(
-        model, learning_rate=learning_rate or _middle_learning_rate(core), scope=scope
+        model,
+        learning_rate=_middle_learning_rate(core) if learning_rate is None else learning_rate,
+        scope=scope,
     )
     steps = model.num_timesteps // model.get_env().agents_per_lane
     return save_agent(rule, path, about=_about(config, core, steps, {}))
@@ -307,7 +309,7 @@ class _Run:
     def _evaluate(self) -> None:
         rule = self._rule()
         episodes = play(rule, self.held_out, seed=stream_seed("held-out agents", 0) >> 1).episodes
-        self.metrics = summarize(episodes, target=self.core.settings.target)
+        self.metrics = summarize(episodes)
         score, self.evaluated_at = self.metrics["return"], self.steps
         record = {f"eval/{name}": value for name, value in self.metrics.items()}
         record |= {

@@ -201,6 +201,18 @@ class Task(ABC):
         del problems, rng
         return None
 
+    def used(self, problems: Problems) -> Tensor | None:
+        """Which coordinates each loss depends on, ``[N, dim]`` bool; None if all are used.
+
+        Args:
+            problems: the instances.
+
+        Returns:
+            The mask, over parameters flattened in order.
+        """
+        del problems
+        return None
+
     @property
     def is_stochastic(self) -> bool:
         """Whether `batch` returns anything."""

@@ -27,8 +27,9 @@ class Mixture(Task):
     """Problems of several tasks side by side, for training that should suit them all.
 
     Each problem belongs to one of the tasks, drawn by weight. All have as many coordinates as the
-    largest task; those that a smaller one does not use have no effect and no gradient. Losses are
-    divided by their task's typical curvature, so that step sizes mean the same everywhere.
+    largest task; those that a smaller one does not use have no effect and no gradient, and `used`
+    tells them, so that noise is not spent on them. Losses are divided by their task's typical
+    curvature, so that step sizes mean the same everywhere.
 
     Args:
         tasks: what to mix; each holds ``task``, and optionally ``task_settings``, ``transforms``
@@ -89,6 +90,13 @@ class Mixture(Task):
                 parts.append(task.loss(own, inner) / task.smoothness)
                 positions.append(index)
         return torch.cat(parts)[torch.cat(positions).argsort()]
+
+    def used(self, problems: Problems) -> Tensor:
+        """The first coordinates of each problem, as many as its task has."""
+        kind = problems.constants["kind"]
+        assert isinstance(kind, Tensor)
+        dims = torch.tensor([task.dim for task in self.tasks], device=kind.device)[kind]
+        return torch.arange(self.dim, device=kind.device) < dims[:, None]
 
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
         kind = torch.multinomial(self._weights, num_problems, replacement=True, generator=rng)

@@ -269,3 +269,23 @@ def test_the_unit_of_the_step_size_is_the_tasks():
     core = make_core(task="rosenbrock", learning_rate=(-1.0, -1.0))
     rate = core.initial(keys(2)).actuator["learning_rate"]
     assert_close(rate, torch.full((2,), 0.1 / get_task("rosenbrock").smoothness).double())
+
+
+def test_kicks_are_spent_on_the_coordinates_that_a_problem_uses():
+    """In a mixture a kick moves the problem's own coordinates, by as much as it would alone."""
+    entries = [{"task": "monkey_saddle"}, {"task": "strict_saddle", "task_settings": {"dim": 30}}]
+    core = OptimizationCore(
+        Settings(task="mixture", task_settings={"tasks": entries}, dtype="float64"), SaddleEscape()
+    )
+    state = core.initial(keys(400))
+    state = core.transition(state, torch.zeros(400, dtype=torch.int64))
+    kick = torch.full((400,), 6)
+    kicked, plain = core.transition(state, kick), core.transition(state, torch.zeros_like(kick))
+    move = kicked.point - plain.point
+    is_small = state.problems.constants["kind"] == 0
+    assert (move[is_small][:, 2:] == 0).all()
+    stride = (plain.point - state.point).norm(dim=1)
+    size = move.norm(dim=1) / torch.maximum(state.actuator["longest"], stride)
+    # The length of a random vector of d coordinates with variance 1/d is 1 on average (squared).
+    for mask in (is_small, ~is_small):
+        assert size[mask].square().mean().sqrt().item() == pytest.approx(1.0, rel=0.2)

@@ -77,7 +77,7 @@ def test_the_return_is_the_fall_of_the_log_gap():
     gap = np.where(episodes["diverged"], math.exp(math.log(1e3) + 1) - 1e-6, episodes["gap"])
     np.testing.assert_allclose(episodes["return"], -np.log((gap + 1e-6) / (1 + 1e-6)), rtol=1e-9)
     summary = summarize(episodes)
-    logs = np.log10(np.clip(episodes["gap"], 1e-6, 1e3))
+    logs = np.log10(gap + 1e-6)
     assert summary["median_log10_gap"] == pytest.approx(np.median(logs))
     assert summary["mean_log10_gap"] == pytest.approx(np.mean(logs))
     assert summary["return"] == pytest.approx(episodes["return"].mean())
@@ -120,8 +120,13 @@ def test_a_policy_that_does_not_look_is_its_own_control(env):
 def test_controls_of_a_policy_that_looks(env):
     rule = policy(env)
     played = evaluate_with_controls(rule, env, SETTINGS, num_lanes=32, seed=2)
-    # "nothing" is the policy whose outputs are all zero; the first of equal choices is "continue"
-    still = evaluate_rule_in_env(policy(env, scale=0.0), env, SETTINGS, num_lanes=32, seed=2)
+    # "nothing" is the policy that leaves the controls alone and noise off; the first of equal
+    # choices is "continue"
+    idle = policy(env, scale=0.0)
+    if env == "HyperControl-v0":
+        with torch.no_grad():
+            idle.layers[-1].bias[2] = -1.0
+    still = evaluate_rule_in_env(idle, env, SETTINGS, num_lanes=32, seed=2)
     np.testing.assert_array_equal(played["nothing"]["return"], still["return"])
     lanes = make_lanes(env, SETTINGS, num_lanes=32, autoreset="Disabled")
     record = play(rule, lanes, seed=2)
@@ -130,9 +135,16 @@ def test_controls_of_a_policy_that_looks(env):
     with torch.no_grad():
         blind.layers[0].bias += blind.layers[0].weight @ record.mean_observation.float()
         blind.layers[0].weight.zero_()
-    assert_same = np.testing.assert_allclose
+    if env == "SaddleEscape-v0":
+        # The mask would tell something of the state: the blind policy's choice is one for all.
+        choice = int(blind.decide(torch.zeros(1, len(blind.actuator.features)), {})[0])
+        with torch.no_grad():
+            blind.layers[-1].weight.zero_()
+            blind.layers[-1].bias.copy_(torch.eye(9)[choice] + torch.eye(9)[0] / 2)
     expected = evaluate_rule_in_env(blind, env, SETTINGS, num_lanes=32, seed=2)
-    assert_same(played["state-blind"]["return"], expected["return"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        played["state-blind"]["return"], expected["return"], rtol=1e-3, atol=1e-3
+    )
     for name in ("state-blind", "replay"):
         assert (played[name]["return"] != played["policy"]["return"]).any()
 

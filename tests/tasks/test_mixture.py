@@ -51,6 +51,17 @@ def test_unused_coordinates_have_no_gradient():
         assert (mine[:, : inner.dim] != 0).any(1).all()
 
 
+def test_used_coordinates_are_those_with_a_gradient():
+    task = mixture()
+    problems = task.sample(30, seed=1, dtype=DOUBLE)
+    used = task.used(problems)
+    for k, inner in enumerate(task.tasks):
+        mine = used[problems.constants["kind"] == k]
+        assert mine[:, : inner.dim].all()
+        assert not mine[:, inner.dim :].any()
+    assert get_task("rosenbrock").used(problems) is None
+
+
 def test_problems_can_be_chosen_and_reordered():
     task = mixture()
     problems = task.sample(12, seed=2, dtype=DOUBLE)
