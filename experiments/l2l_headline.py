@@ -241,8 +241,9 @@ def trained(
         resume=True,
     )
     tracker.finish()
-    # The last weights: the learning rate has come down, and nothing was selected.
-    return load_rule(str(result.last))
+    # Best on held-out problems of the training's own kind, which are not those reported: training
+    # drifts, and its last weights are often not its best.
+    return load_rule(str(result.best))
 
 
 def quadratics(settings: Settings, clock: Clock) -> dict:
