@@ -267,7 +267,7 @@ def plot(numbers: dict[str, Any], settings: Settings) -> None:
     axis.set(
         ylabel="median log10 relative gap", title="Steering a heavy ball on rippled quadratics"
     )
-    axis.legend(fontsize=8, loc="upper right", framealpha=1)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     axis.grid(alpha=0.3, axis="y")
     figure.savefig(settings.out / "hyper_control.png", dpi=120)
     plt.close(figure)
