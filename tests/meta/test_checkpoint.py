@@ -210,6 +210,15 @@ def test_a_signal_is_obeyed_after_the_step_and_handlers_come_back(tmp_path, refe
     assert_same_weights(rule, reference[0])
 
 
+@pytest.fixture
+def _interrupts():
+    """A shell starts background jobs with SIGINT ignored; Ctrl-C as a terminal sends it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_a_second_interrupt_ends_the_block_at_once():
     def press():
         os.kill(os.getpid(), signal.SIGINT)
