@@ -83,17 +83,22 @@ def per_problem(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.dim() - 1))) if values.dim() else values
 
 
+_PRODUCT_BYTES = 1 << 24
+
+
 def batched_product(matrices: Tensor, vectors: Tensor) -> Tensor:
     """One matrix times one vector for each problem, ``[N, r, c]`` and ``[N, c]`` to ``[N, r]``.
 
-    As a product and a sum: for many small matrices three times faster, gradient included, than a
-    batched matrix product with one column.
+    As a product and a sum, which for small batches is up to three times faster, gradient included,
+    than a batched matrix product with one column; beyond what the allocator keeps at hand, as that.
 
     Examples:
         >>> batched_product(torch.eye(2).expand(3, 2, 2), torch.ones(3, 2)).shape
         torch.Size([3, 2])
     """
-    return (matrices * vectors.unsqueeze(1)).sum(2)
+    if matrices.numel() * matrices.element_size() <= _PRODUCT_BYTES:
+        return (matrices * vectors.unsqueeze(1)).sum(2)
+    return torch.bmm(matrices, vectors.unsqueeze(2)).squeeze(2)
 
 
 def squared_norm(tree: Mapping[str, Tensor]) -> Tensor:

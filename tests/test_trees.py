@@ -55,3 +55,17 @@ def test_errors_speak_in_one_sentence():
     require(True, "never")
     with pytest.raises(LearnedOptError, match="x must be positive, got 0"):
         require(False, "x must be positive, got 0")
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 24])
+def test_a_product_is_one_matrix_times_one_vector_for_each_problem(limit, monkeypatch):
+    """Both ways of computing it, and their gradients."""
+    monkeypatch.setattr(trees, "_PRODUCT_BYTES", limit)
+    rng = torch.Generator().manual_seed(0)
+    matrices = torch.randn(5, 3, 4, generator=rng, dtype=torch.float64)
+    vectors = torch.randn(5, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    product = trees.batched_product(matrices, vectors)
+    for n in range(5):
+        torch.testing.assert_close(product[n], matrices[n] @ vectors[n])
+    (slope,) = torch.autograd.grad(product.sum(), vectors)
+    torch.testing.assert_close(slope, matrices.sum(1))
