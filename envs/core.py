@@ -239,9 +239,25 @@ class OptimizationCore:
             return rise
         return rise - self.settings.kick_cost * (following.kicks - state.kicks)
 
-    def diverged(self, state: State) -> Tensor:
-        """``[N]`` bool: not finite, or a thousand times above the start."""
-        return state.has_diverged
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """What is worth plotting, ``[N]`` each; policies do not see it.
+
+        Args:
+            state: where the lanes stand.
+
+        Returns:
+            ``gap`` and ``best_gap``, ``num_gradients``, ``kicks``, ``diverged`` and the actuator's
+            controls, with underscores for spaces.
+        """
+        controls = self.actuator.controls(state.actuator)
+        return {
+            "gap": state.gap,
+            "best_gap": state.best_gap,
+            "num_gradients": state.steps,
+            "kicks": state.kicks,
+            "diverged": state.has_diverged,
+            **{name.replace(" ", "_"): values for name, values in controls.items()},
+        }
 
     def terminal(self, state: State) -> Tensor:
         """``[N]`` bool: the target is reached, or the run has diverged."""

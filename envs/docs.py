@@ -21,6 +21,34 @@ from envs.single import OptimizationEnv
 from learned_opt.actuators import Actuator
 from learned_opt.errors import unknown_name
 
+_EPISODE_END = """\
+1. Termination: the relative gap has come down to `target`.
+2. Termination: the run has diverged, the loss not finite or its gap above 1000 times that of
+   the start.
+3. Truncation: after {max_episode_steps} steps."""
+
+_ARGUMENTS = """\
+Keyword arguments of `gymnasium.make`, all of them JSON-able, so that the spec of an environment
+is a full record. Those of the actuator go into one dictionary.
+
+{argument_table}"""
+
+_VECTORIZED = """\
+The native vector form steps all lanes as one tensor. Lane `i` after `reset(seed=s)` goes
+through what a single environment goes through after `reset(seed=s + i)`, whatever other lanes
+run beside it. It also takes `max_episode_steps`, {max_episode_steps} if made by id, and
+`autoreset_mode`, which may be `NextStep` (the default), `SameStep` or `Disabled`.
+
+```python
+import envs
+import gymnasium
+
+lanes = gymnasium.make_vec(
+    "{env_id}", num_envs=64, vectorization_mode="vector_entry_point"
+)
+observations, infos = lanes.reset(seed=0)
+```"""
+
 _COMMAND = "python -m envs.docs docs/environments"
 
 
@@ -37,7 +65,8 @@ def page(env_id: str) -> str:
 
     Returns:
         Markdown: the docstring of the environment's class, in which ``{action_table}``,
-        ``{observation_table}`` and ``{argument_table}`` are replaced by tables,
+        ``{observation_table}`` and ``{argument_table}`` are replaced by tables, ``{episode_end}``,
+        ``{arguments}`` and ``{vectorized_environment}`` by what all environments share,
         ``{max_episode_steps}`` by the registered limit and ``{task}`` by the default task.
 
     Raises:
@@ -49,6 +78,11 @@ def page(env_id: str) -> str:
     actuator = env.core.actuator
     summary, _, body = inspect.cleandoc(creator.__doc__ or "").partition("\n\n")
     for name, text in {
+        # What all environments share, with placeholders of its own.
+        "episode_end": _EPISODE_END,
+        "arguments": _ARGUMENTS,
+        "vectorized_environment": _VECTORIZED,
+        "env_id": env_id,
         "action_table": _action_table(actuator),
         "observation_table": _observation_table(actuator),
         "argument_table": _argument_table(creator),

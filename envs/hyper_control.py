@@ -84,17 +84,11 @@ class HyperControlEnv(OptimizationEnv):
 
     ## Episode End
 
-    1. Termination: the relative gap has come down to `target`.
-    2. Termination: the run has diverged, the loss not finite or its gap above 1000 times that of
-       the start.
-    3. Truncation: after {max_episode_steps} steps.
+    {episode_end}
 
     ## Arguments
 
-    Keyword arguments of `gymnasium.make`, all of them JSON-able, so that the spec of an environment
-    is a full record. Those of the actuator go into one dictionary.
-
-    {argument_table}
+    {arguments}
 
     ```python
     import envs
@@ -107,20 +101,7 @@ class HyperControlEnv(OptimizationEnv):
 
     ## Vectorized environment
 
-    The native vector form steps all lanes as one tensor. Lane `i` after `reset(seed=s)` goes
-    through what a single environment goes through after `reset(seed=s + i)`, whatever other lanes
-    run beside it. It also takes `max_episode_steps`, {max_episode_steps} if made by id, and
-    `autoreset_mode`, which may be `NextStep` (the default), `SameStep` or `Disabled`.
-
-    ```python
-    import envs
-    import gymnasium
-
-    lanes = gymnasium.make_vec(
-        "LearnedOpt/HyperControl-v0", num_envs=64, vectorization_mode="vector_entry_point"
-    )
-    observations, infos = lanes.reset(seed=0)
-    ```
+    {vectorized_environment}
 
     ## Version History
 

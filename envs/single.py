@@ -132,16 +132,8 @@ class OptimizationEnv(Playable, gym.Env[Any, Any]):
     def _info(self) -> dict[str, Any]:
         """Metrics of the lane, see the vector shell."""
         state = self.state
-        metrics = {
-            "gap": state.gap,
-            "best_gap": state.best_gap,
-            "num_gradients": state.steps,
-            "kicks": state.kicks,
-            "diverged": self.core.diverged(state),
-            **self.core.actuator.controls(state.actuator),
-        }
         info: dict[str, Any] = {
-            "opt": {key.replace(" ", "_"): value[0].item() for key, value in metrics.items()}
+            "opt": {key: value[0].item() for key, value in self.core.metrics(state).items()}
         }
         mask = self.core.actuator.mask(state.actuator)
         if mask is not None:

@@ -280,17 +280,9 @@ class OptimizationVectorEnv(Playable, VectorEnv):
 
     def _info(self, state: State) -> dict[str, Any]:
         """Dense arrays, for metrics and plots; policies do not see them."""
-        metrics = {
-            "gap": state.gap,
-            "best_gap": state.best_gap,
-            "num_gradients": state.steps,
-            "kicks": state.kicks,
-            "diverged": self.core.diverged(state),
-            **self.core.actuator.controls(state.actuator),
-        }
         everywhere = np.ones(self.num_envs, bool)
         info: dict[str, Any] = {
-            "opt": {key.replace(" ", "_"): _array(value) for key, value in metrics.items()},
+            "opt": {key: _array(value) for key, value in self.core.metrics(state).items()},
             "_opt": everywhere,
         }
         mask = self.core.actuator.mask(state.actuator)

@@ -38,7 +38,6 @@ from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.train import train_agent
 from learned_opt.rules import get_rule
 from learned_opt.rules.base import Rule
-from learned_opt.rules.policy import PolicyRule
 from learned_opt.rules.weights import load_rule
 from learned_opt.tasks import get_task
 from learned_opt.tasks.base import Problems, Task
@@ -169,15 +168,8 @@ def agent(settings: Settings, task: str, seed: int) -> Rule:
     )
     result = train_agent(config, out=out, tracker=tracker, resume=True)
     tracker.finish()
-    rule = load_rule(result.best)
-    assert isinstance(rule, PolicyRule)
-    # The environment decides for all parameters together, and so does the rule here; steps start at
-    # the middle of the range that it was trained for.
-    config_of_rule = {**rule.config(), "scope": "problem"}
-    config_of_rule["learning_rate"] = 0.1 / get_task(task).smoothness
-    whole = PolicyRule(**config_of_rule)
-    whole.load_state_dict(rule.state_dict())
-    return whole
+    # It decides for all parameters together and starts from the middle of the trained step sizes.
+    return load_rule(result.best)
 
 
 def margins(mean: dict[str, Curves]) -> dict[str, Curves]:

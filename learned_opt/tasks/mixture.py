@@ -103,6 +103,7 @@ class Mixture(Task):
         x = torch.zeros(num_problems, self.dim, dtype=torch.float64)
         levels = torch.zeros(3, num_problems, dtype=torch.float64)
         constants: Tree = {"kind": kind}
+        is_lower_bound = False
         for k, task in enumerate(self.tasks):
             index = (kind == k).nonzero().squeeze(1)
             # One problem at least, so that every leaf of the constants is known.
@@ -110,6 +111,7 @@ class Mixture(Task):
             drawn = drawn.select(torch.arange(len(index)))
             x[index, : task.dim] = flatten(drawn.params)
             facts = drawn.facts
+            is_lower_bound |= facts.is_lower_bound
             levels[:, index] = (
                 torch.stack((facts.minimum, facts.reference, facts.next_level)) / task.smoothness
             )
@@ -128,11 +130,6 @@ class Mixture(Task):
                 reference=reference,
                 next_level=next_level,
                 levels=torch.stack((reference, minimum), dim=1),
-                is_lower_bound=any(task_is_bounded(task) for task in self.tasks),
+                is_lower_bound=is_lower_bound,
             ),
         )
-
-
-def task_is_bounded(task: Task) -> bool:
-    """Whether the task's minimum is only a lower bound."""
-    return task.sample(1).facts.is_lower_bound

@@ -81,8 +81,8 @@ def test_best_so_far_never_loses_but_by_divergence():
     core = make_core(SaddleEscape(), best_so_far=True)
     states = follow(core, n=32, num_steps=30)
     for a, b in pairwise(states):
-        stays = ~core.diverged(b)
-        assert (core.reward(a, b)[stays & ~core.diverged(a)] >= 0).all()
+        stays = ~b.has_diverged
+        assert (core.reward(a, b)[stays & ~a.has_diverged] >= 0).all()
         assert_close(
             b.potential[stays],
             -torch.log(b.best_gap + core.settings.target)[stays],
@@ -107,7 +107,7 @@ def test_divergence_is_terminal_and_the_lowest():
         state = core.transition(state, torch.ones(8, 3, dtype=torch.float64))
         assert torch.isfinite(state.potential).all()
         assert torch.isfinite(state.observation).all()
-    assert core.diverged(state).all()
+    assert state.has_diverged.all()
     assert core.terminal(state).all()
     assert_close(state.potential, torch.full((8,), -math.log(1e3) - 1).double())
     # The highest gap that has not diverged is still better.
@@ -119,7 +119,7 @@ def test_not_a_number_diverges_in_its_own_lane():
     action = torch.zeros(3, 3, dtype=torch.float64)
     action[1] = math.nan
     state = core.transition(core.initial(keys(3)), action)
-    assert core.diverged(state).tolist() == [False, True, False]
+    assert state.has_diverged.tolist() == [False, True, False]
     assert core.terminal(state).tolist() == [False, True, False]
     assert torch.isfinite(state.observation).all()
 
@@ -136,7 +136,7 @@ def test_reaching_the_target_is_terminal():
     state = core.transition(core.initial(keys(4)), torch.zeros(4, 2, dtype=torch.float64))
     assert (state.gap <= 0.9).any()
     assert torch.equal(core.terminal(state), state.gap <= 0.9)
-    assert not core.diverged(state).any()
+    assert not state.has_diverged.any()
 
 
 def test_the_minimum_moves_rewards_but_nothing_that_is_seen():

@@ -7,7 +7,8 @@ import torch
 
 import envs  # noqa: F401  (registers the ids)
 from envs.core import OptimizationCore, Settings, episode_keys
-from envs.rendering import Plane, Recorder, Trail, Window, plane_of, relative_gaps, window_of
+from envs.rendering import Recorder
+from envs.surfaces import Plane, Trail, Window, plane_of, relative_gaps, window_of
 from learned_opt.actuators import get_actuator
 from learned_opt.actuators.saddle_escape import CONTINUE, KICK_LARGE
 from learned_opt.tasks import get_task, list_tasks
