@@ -57,6 +57,16 @@ def test_clocks_are_evenly_spaced_and_stay_so():
     assert set(tasks) == {3, 2}
 
 
+def test_task_weights_play_no_part():
+    weighted = TrainConfig(**{**vars(CONFIG), "task_weights": (1.0, 5.0)})
+    rule = get_rule("lstm").double()
+    found = [
+        desynchronised(config, TASKS).estimate(rule, None, progress=0.0, rng=rng()).meta_loss
+        for config in (CONFIG, weighted)
+    ]
+    assert torch.equal(*found)
+
+
 def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     def train(folder, num_outer_steps, *, resume):
         rule = get_rule("lstm", seed=1)

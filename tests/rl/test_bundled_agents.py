@@ -1,5 +1,6 @@
 """The agents that ship: they load without the RL library and train a network they never saw."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import learned_opt
+from learned_opt.cli.main import main
 from learned_opt.tasks import get_task
 
 AGENTS = ("hyper-control", "saddle-escape")
@@ -52,3 +54,10 @@ def test_agents_need_no_rl_library():
         "sys.modules.items() if v)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bundled_agent_plays_by_name(capsys):
+    main(["rl", "eval", "hyper-control", "--num-lanes", "4", "--num-steps", "3"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(rows) == {"policy", "state-blind", "replay", "nothing"}
+    assert rows["policy"]["length"] <= 3

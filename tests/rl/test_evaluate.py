@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from envs import scripted
 from learned_opt.errors import LearnedOptError
 from learned_opt.rl.environments import make_lanes
 from learned_opt.rl.evaluate import (
     evaluate_rule_in_env,
     evaluate_with_controls,
     film,
+    log10_gaps,
     play,
     summarize,
 )
@@ -200,3 +202,14 @@ def test_bad_input():
         evaluate_rule_in_env(rule, "HyperControl-v0", SETTINGS, num_steps=0)
     with pytest.raises(LearnedOptError, match="lanes must be made to draw"):
         film(rule, make_lanes("HyperControl-v0", num_lanes=1), seed=0)
+
+
+def test_agents_and_fixed_settings_are_scored_on_one_scale():
+    """The same play through both ways of playing, diverged and solved lanes included."""
+    settings = {**SETTINGS, "learning_rate": [-2.0, 2.0], "max_episode_steps": 60}
+    played = evaluate_with_controls(policy(), "HyperControl-v0", settings, num_lanes=64)["nothing"]
+    lanes = make_lanes("HyperControl-v0", settings, num_lanes=64, autoreset="Disabled")
+    scripted_play = scripted.play(lanes, scripted.DoNothing(lanes))
+    np.testing.assert_allclose(log10_gaps(played), scripted_play.log_gaps, rtol=1e-6)
+    assert played["diverged"].any()
+    assert not played["diverged"].all()
