@@ -9,7 +9,7 @@ and momenta, for each instance in hindsight, with itself when it sees nothing (s
 with its own mean schedule (replay).
 Then with more steps and in other dimensions than it was trained for.
 
-    python experiments/hyper_control.py            # about 5 minutes on one core
+    python experiments/hyper_control.py            # about 15 minutes on one core
     python experiments/hyper_control.py --smoke    # seconds; shows that it runs, not the result
 
 Writes numbers.json, hyper_control.png and the exported agents into --out. An interrupted run goes
