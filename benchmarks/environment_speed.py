@@ -1,9 +1,10 @@
 """Steps a second of the environments, and of training an agent on them, on one thread.
 
 HyperControl with all its features in 32 dimensions, 1,024 lanes, by gymnasium's own
-`benchmark_vector_step` (random actions, so that lanes diverge and start anew all the time); beside
-it the same environment one lane at a time behind `SyncVectorEnv`, and DACBench's SGD environment
-where it is installed. Then PPO of stable-baselines3 from end to end, on 4,096 lanes.
+`benchmark_vector_step` (random actions, so that lanes diverge and start anew all the time), as it
+is and compiled (`compile=True`, where there is a C++ compiler); beside it the same environment one
+lane at a time behind `SyncVectorEnv`, and DACBench's SGD environment where it is installed. Then
+PPO of stable-baselines3 from end to end, on 4,096 lanes.
 
     python benchmarks/environment_speed.py
 """
@@ -11,6 +12,7 @@ where it is installed. Then PPO of stable-baselines3 from end to end, on 4,096 l
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -24,6 +26,7 @@ import tyro
 from gymnasium.utils.performance import benchmark_vector_step
 from gymnasium.vector import SyncVectorEnv
 
+from envs.core import has_compiler
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.train import train_agent
 
@@ -57,14 +60,17 @@ def median(measure: Callable[[], float], num_repeats: int) -> float:
     return statistics.median(measure() for _ in range(num_repeats))
 
 
-def native(settings: Settings, task: str) -> float:
+def native(settings: Settings, task: str, *, compile: bool = False) -> float:
     """All lanes as one tensor."""
     lanes = gym.make_vec(
         ENVIRONMENT,
         num_envs=settings.num_lanes,
         vectorization_mode="vector_entry_point",
+        compile=compile,
         **arguments(settings, task),
     )
+    lanes.reset(seed=0)
+    lanes.step(lanes.action_space.sample())
     return median(
         lambda: benchmark_vector_step(lanes, target_duration=settings.seconds, seed=0),
         settings.num_repeats,
@@ -137,11 +143,13 @@ def main(settings: Settings) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    print(f"{'task':20s} {'native':>10s} {'one by one':>11s} {'ratio':>7s} {'PPO':>10s}  steps/s")
+    titles = ("native", "compiled", "one by one", "ratio", "PPO")
+    print(f"{'task':20s}", *[f"{title:>10s}" for title in titles], " steps/s")
     for task in settings.tasks:
         fast, slow = native(settings, task), one_by_one(settings, task)
-        trained = ppo(settings, task)
-        print(f"{task:20s} {fast:10.3g} {slow:11.3g} {fast / slow:7.0f} {trained:10.3g}")
+        compiled = native(settings, task, compile=True) if has_compiler() else math.nan
+        row = (fast, compiled, slow, compiled / slow, ppo(settings, task))
+        print(f"{task:20s}", *[f"{value:10.3g}" for value in row])
     other = dacbench(settings)
     print("DACBench SGD:", "not installed" if other is None else f"{other:.3g} steps/s")
 

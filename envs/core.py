@@ -7,6 +7,8 @@ Everything here is a pure function of tensors whose first axis counts lanes. The
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -19,6 +21,7 @@ from torch import Tensor
 from envs import streams
 from envs.streams import Keys
 from learned_opt.actuators import Actuator
+from learned_opt.actuators.base import Noise, Step
 from learned_opt.errors import LearnedOptError, require, unknown_name
 from learned_opt.tasks import get_task
 from learned_opt.tasks.base import Facts, Problems, Task
@@ -43,9 +46,15 @@ class Settings:
         num_instances: size of the pool of problem instances from which episodes draw.
         instance_seed: which pool; another one holds other instances.
         target: relative gap at which the episode is won, the ``delta`` of the potential.
+        gap_unit: what gaps are relative to: ``start``, the gap of the start, or ``saddle``, the gap
+            of the saddle or plateau that the problem starts at. A start may lie far above its
+            saddle; only in units of the saddle does the target lie beyond it.
         best_so_far: score the best loss so far, so that a temporary rise costs nothing.
         kick_cost: reward lost for a kick.
         dtype: ``float32`` or ``float64``.
+        compile: let `torch.compile` make one piece of code of a step: twice as fast for closed-form
+            tasks after the few seconds of the first step. It needs a C++ compiler, and results
+            differ from those without it in rounding.
     """
 
     task: str = "strict_saddle"
@@ -55,9 +64,11 @@ class Settings:
     num_instances: int = 4096
     instance_seed: int = 0
     target: float = 1e-6
+    gap_unit: str = "start"
     best_so_far: bool = False
     kick_cost: float = 0.0
     dtype: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -70,6 +81,8 @@ class Settings:
             self.num_instances >= 1, f"num_instances must be positive, got {self.num_instances}"
         )
         require(0 < self.target < 1, f"target must lie in (0, 1), got {self.target}")
+        if self.gap_unit not in {"start", "saddle"}:
+            raise unknown_name("gap_unit", self.gap_unit, ("saddle", "start"))
         require(self.kick_cost >= 0, f"kick_cost must not be negative, got {self.kick_cost}")
         require(
             self.dtype in {"float32", "float64"},
@@ -89,9 +102,11 @@ class State:
         loss: ``[N]`` float64 losses there, without minibatch or gradient noise.
         actuator: the actuator's state, having observed `grads`.
         observation: ``[N, F]`` or ``[N, P, F]`` what the policy sees.
-        initial_gap: ``[N]`` float64 loss above the minimum at the start.
-        gap: ``[N]`` float64 loss above the minimum, relative to that of the start.
-        has_diverged: ``[N]`` bool, not finite or a thousand times above the start.
+        unit: ``[N]`` float64 gap that gaps are relative to.
+        ceiling: ``[N]`` float64 relative gap above which a run has diverged, a thousand times that
+            of the start.
+        gap: ``[N]`` float64 loss above the minimum, in units of `unit`.
+        has_diverged: ``[N]`` bool, not finite or above the ceiling.
         best_gap: ``[N]`` float64 least gap so far.
         potential: ``[N]`` float64 what rewards are differences of.
         kicks: ``[N]`` kicks so far.
@@ -105,7 +120,8 @@ class State:
     loss: Tensor
     actuator: Tree
     observation: Tensor
-    initial_gap: Tensor
+    unit: Tensor
+    ceiling: Tensor
     gap: Tensor
     has_diverged: Tensor
     best_gap: Tensor
@@ -119,11 +135,12 @@ class OptimizationCore:
 
     The reward of a step is the rise of a potential,
 
-    $$ \Phi = -\log\left( \frac{f - f^*}{f_0 - f^*} + \delta \right), $$
+    $$ \Phi = -\log\left( \frac{f - f^*}{u} + \delta \right), $$
 
-    so any loop earns nothing and the undiscounted return is the final log gap. A lane whose loss is
-    not finite or a thousand times above its start has diverged: its potential is set one below the
-    lowest any other lane can reach, and its episode is over.
+    with the gap `u` of the start or of its saddle, so any loop earns nothing and the undiscounted
+    return is the fall of the log gap. A lane whose loss is not finite or a thousand times above its
+    start has diverged: its potential is set one below the lowest it could have without that, and
+    its episode is over.
 
     Args:
         settings: what is played and how it is scored.
@@ -138,6 +155,15 @@ class OptimizationCore:
         task = get_task(settings.task, **settings.task_settings)
         self.task: Task = transformed(task, settings.transforms)
         self.dtype = getattr(torch, settings.dtype)
+        require(
+            not (settings.compile and self.task.is_stochastic),
+            f"compile must be False for a task with minibatches or noise, as '{settings.task}' is",
+        )
+        require(
+            not settings.compile or has_compiler(),
+            "compile must be False without a C++ compiler; none was found, nor named in CXX",
+        )
+        self._compiled = torch.compile(self._whole, dynamic=False) if settings.compile else None
         exact = self.task.sample(
             settings.num_instances, seed=settings.instance_seed, dtype=torch.float64
         )
@@ -146,7 +172,6 @@ class OptimizationCore:
         self._template = cast.select(torch.zeros(1, dtype=torch.int64))
         # Levels stay in float64: they are subtracted from losses.
         self._pool = replace(cast, facts=exact.facts)
-        self.lowest_potential = -math.log(_DIVERGENCE) - 1
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
@@ -176,10 +201,15 @@ class OptimizationCore:
         observation, actuator = self.actuator.observe(
             grads, seen, point, self.actuator.init(point, learning_rate=rate)
         )
-        gap = exact - problems.facts.minimum
-        # A start at the minimum would make every ratio meaningless.
-        initial_gap = gap.clamp_min(torch.finfo(torch.float64).tiny)
-        ones = torch.ones(lanes, dtype=torch.float64)
+        facts = problems.facts
+        # A start or a saddle at the minimum would make every ratio meaningless.
+        tiny = torch.finfo(torch.float64).tiny
+        first = (exact - facts.minimum).clamp_min(tiny)
+        unit = first
+        if s.gap_unit == "saddle":
+            fall = facts.reference - facts.minimum
+            unit = torch.where(fall > tiny, fall, first)
+        gap = first / unit
         return State(
             keys=keys,
             problems=problems,
@@ -188,49 +218,66 @@ class OptimizationCore:
             loss=exact,
             actuator=actuator,
             observation=observation,
-            initial_gap=initial_gap,
-            gap=ones,
+            unit=unit,
+            ceiling=_DIVERGENCE * gap,
+            gap=gap,
             has_diverged=torch.zeros(lanes, dtype=torch.bool),
-            best_gap=ones,
-            potential=-torch.log(ones + s.target),
+            best_gap=gap,
+            potential=-torch.log(gap + s.target),
             kicks=zeros,
             steps=zeros,
         )
 
     def transition(self, state: State, action: Tensor) -> State:
         """Carry one decision out in every lane."""
-        step = self.actuator.act(
-            action,
-            state.grads,
-            state.point,
-            state.actuator,
-            lambda: self._noise(state),
-        )
+        if self._compiled is not None:
+            with torch.no_grad():
+                changed = self._compiled(state, action, self._noise(state))
+            return replace(state, **changed)
+        step = self._act(state, action, lambda: self._noise(state))
         point, steps = state.point + step.updates, state.steps + 1
-        seen, exact, grads = self._evaluate(point, state.problems, state.keys, steps)
+        evaluated = self._evaluate(point, state.problems, state.keys, steps)
+        return replace(state, **self._follow(state, step, point, *evaluated))
+
+    def _act(self, state: State, action: Tensor, noise: Noise) -> Step:
+        return self.actuator.act(action, state.grads, state.point, state.actuator, noise)
+
+    def _follow(
+        self, state: State, step: Step, point: Tensor, seen: Tensor, exact: Tensor, grads: Tensor
+    ) -> dict[str, Any]:
+        """What a step changes in the state."""
         observation, actuator = self.actuator.observe(grads, seen, point, step.state)
-        gap = (exact - state.problems.facts.minimum) / state.initial_gap
-        has_diverged = ~(gap <= _DIVERGENCE)
+        gap = (exact - state.problems.facts.minimum) / state.unit
+        has_diverged = ~(gap <= state.ceiling)
         best_gap = torch.where(has_diverged, state.best_gap, torch.minimum(state.best_gap, gap))
         scored = best_gap if self.settings.best_so_far else gap
         potential = -torch.log(scored.clamp_min(0) + self.settings.target)
-        potential = potential.masked_fill(has_diverged, self.lowest_potential)
-        return State(
-            keys=state.keys,
-            problems=state.problems,
-            point=point,
-            grads=grads,
-            loss=exact,
-            actuator=actuator,
-            observation=observation,
-            initial_gap=state.initial_gap,
-            gap=gap,
-            has_diverged=has_diverged,
-            best_gap=best_gap,
-            potential=potential,
-            kicks=state.kicks if step.kicked is None else state.kicks + step.kicked,
-            steps=steps,
-        )
+        return {
+            "point": point,
+            "grads": grads,
+            "loss": exact,
+            "actuator": actuator,
+            "observation": observation,
+            "gap": gap,
+            "has_diverged": has_diverged,
+            "best_gap": best_gap,
+            "potential": torch.where(has_diverged, -state.ceiling.log() - 1, potential),
+            "kicks": state.kicks if step.kicked is None else state.kicks + step.kicked,
+            "steps": state.steps + 1,
+        }
+
+    def _whole(self, state: State, action: Tensor, noise: Tensor) -> dict[str, Any]:
+        """A step without anything that cannot be compiled."""
+        step = self._act(state, action, lambda: noise)
+        point = state.point + step.updates
+
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            params = unflatten(x, state.problems.params)
+            loss = self.task.loss(params, state.problems)
+            return loss.sum(), loss
+
+        grads, loss = torch.func.grad(total, has_aux=True)(point)
+        return self._follow(state, step, point, loss, loss.double(), grads)
 
     def reward(self, state: State, following: State) -> Tensor:
         """``[N]`` float64 rise of the potential, less the price of kicks."""
@@ -246,13 +293,15 @@ class OptimizationCore:
             state: where the lanes stand.
 
         Returns:
-            ``gap`` and ``best_gap``, ``num_gradients``, ``kicks``, ``diverged`` and the actuator's
-            controls, with underscores for spaces.
+            ``gap`` and ``best_gap``, ``log10_gap`` (of the one that is scored plus the target; of
+            ``e`` times the ceiling where the run has diverged), ``num_gradients``, ``kicks``,
+            ``diverged`` and the actuator's controls, with underscores for spaces.
         """
         controls = self.actuator.controls(state.actuator)
         return {
             "gap": state.gap,
             "best_gap": state.best_gap,
+            "log10_gap": state.potential / -math.log(10),
             "num_gradients": state.steps,
             "kicks": state.kicks,
             "diverged": state.has_diverged,
@@ -295,6 +344,12 @@ class OptimizationCore:
         return noise * used * (used.shape[1] / used.sum(1, keepdim=True)).sqrt()
 
 
+def has_compiler() -> bool:
+    """Whether there is what `torch.compile` needs."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++", "c++")))
+
+
 class Playable:
     """What the two shells of an environment share: its actuator and its settings.
 
@@ -333,7 +388,15 @@ class Playable:
         return OptimizationCore(Settings(**{**cls.default_settings, **settings}), moved)
 
 
-def write_lanes(state: State, index: Tensor, source: State, source_index: Tensor) -> None:
+_NAMES = {kind: tuple(entry.name for entry in fields(kind)) for kind in (State, Problems, Facts)}
+
+
+def write_lanes(
+    state: State,
+    index: NDArray[np.int64],
+    source: State,
+    source_index: NDArray[np.int64],
+) -> None:
     """Overwrite lanes in place.
 
     A state's tensors may share memory with each other, as those of a fresh one do; both states must
@@ -345,8 +408,8 @@ def write_lanes(state: State, index: Tensor, source: State, source_index: Tensor
         source: where the new ones come from.
         source_index: ``[K]`` which lanes of `source`, in the same order.
     """
-    for entry in fields(State):
-        _write(getattr(state, entry.name), index, getattr(source, entry.name), source_index)
+    for name in _NAMES[State]:
+        _write(getattr(state, name), index, getattr(source, name), source_index)
 
 
 def copy_state(state: State) -> State:
@@ -355,17 +418,20 @@ def copy_state(state: State) -> State:
     return copied
 
 
-def _write(target: Any, index: Tensor, source: Any, source_index: Tensor) -> None:
+def _write(
+    target: Any, index: NDArray[np.int64], source: Any, source_index: NDArray[np.int64]
+) -> None:
+    # Through numpy, whose indexing of a few rows is several times cheaper than that of torch.
     if isinstance(target, Tensor):
-        target.index_copy_(0, index, source.index_select(0, source_index))
+        target.numpy()[index] = source.numpy()[source_index]
     elif isinstance(target, np.ndarray):
-        target[index.numpy()] = source[source_index.numpy()]
+        target[index] = source[source_index]
     elif isinstance(target, dict):
         for key, leaf in target.items():
             _write(leaf, index, source[key], source_index)
     elif isinstance(target, (Problems, Facts)):
-        for entry in fields(target):
-            _write(getattr(target, entry.name), index, getattr(source, entry.name), source_index)
+        for name in _NAMES[type(target)]:
+            _write(getattr(target, name), index, getattr(source, name), source_index)
 
 
 def _copy(target: Any) -> Any:

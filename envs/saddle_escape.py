@@ -12,6 +12,7 @@ from learned_opt.actuators import Actuator, SaddleEscape
 _SETTINGS: Mapping[str, Any] = {
     "task": "strict_saddle",
     "learning_rate": (-1.5, -0.5),
+    "gap_unit": "saddle",
     "best_so_far": True,
     "kick_cost": 0.02,
 }
@@ -77,13 +78,15 @@ class SaddleEscapeEnv(OptimizationEnv):
     The reward of a step is the rise of a potential, less the price $c$ of a kick if one was made,
 
     $$ r = \Phi' - \Phi - c\, [\text{kick}], \qquad
-       \Phi = -\ln\left( \frac{\min_t f_t - f^*}{f_0 - f^*} + \delta \right), $$
+       \Phi = -\ln\left( \frac{\min_t f_t - f^*}{f_s - f^*} + \delta \right), $$
 
-    with the best loss so far $\min_t f_t$ (the current one with `best_so_far=False`), its value at
-    the start $f_0$, the problem's minimum $f^*$, $\delta$ the `target` and $c$ the `kick_cost`. A
-    temporary rise costs nothing, and the undiscounted return is how far the best log gap has come
-    down, at most $\ln(1 + 1/\delta)$, 13.8 by default, less the kicks. A diverged lane falls to
-    $-\ln 10^3 - 1$, about -7.9, one below the lowest that any other can reach.
+    with the best loss so far $\min_t f_t$ (the current one with `best_so_far=False`), its value
+    $f_s$ at the saddle or plateau that the problem starts at (at the start $f_0$ with
+    `gap_unit="start"`), the problem's minimum $f^*$, $\delta$ the `target` and $c$ the `kick_cost`.
+    A temporary rise costs nothing, coming down to the saddle earns only the logarithm of how far
+    above it the start lies, and the undiscounted return is how far the best log gap has come down,
+    less the kicks. A diverged lane falls to one below the potential of a gap a thousand times that
+    of the start.
 
     ## Starting State
 

@@ -272,13 +272,12 @@ def play(env: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int = 0) -> Pla
     """
     inner = env.unwrapped
     assert isinstance(inner, OptimizationVectorEnv)
-    n, core = inner.num_envs, inner.core
+    n = inner.num_envs
     is_open = np.ones(n, bool)
     log_gaps, returns = np.zeros(n), np.zeros(n)
     lengths, kicks = np.zeros(n, np.int64), np.zeros(n, np.int64)
     observation, info = env.reset(seed=seed)
     policy.reset(is_open)
-    name = "best_gap" if core.settings.best_so_far else "gap"
     while is_open.any():
         observation, rewards, terminations, truncations, info = env.step(policy(observation, info))
         returns += np.where(is_open, rewards, 0.0)
@@ -286,10 +285,7 @@ def play(env: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int = 0) -> Pla
         if not ended.any():
             continue
         last = info["final_info"]["opt"] if "final_info" in info else info["opt"]
-        score = np.log10(np.maximum(last[name][ended], 0) + core.settings.target)
-        log_gaps[ended] = np.where(
-            last["diverged"][ended], -core.lowest_potential / math.log(10), score
-        )
+        log_gaps[ended] = last["log10_gap"][ended]
         lengths[ended] = last["num_gradients"][ended]
         kicks[ended] = last["kicks"][ended]
         is_open &= ~ended

@@ -17,6 +17,7 @@ Keys = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TABLE_SIZE = 1 << 20
+_OFFSET_SHIFT = np.uint64(64 - 20)
 
 
 def mix(values: Keys) -> Keys:
@@ -44,20 +45,16 @@ def uniform(keys: Keys) -> NDArray[np.float64]:
 
 @functools.cache
 def _table(dim: int) -> Tensor:
-    """Rows of standard normal numbers ``[R, dim]`` that all lanes share."""
+    """Standard normal numbers ``[R, dim]`` that all lanes share; rows overlap."""
     rng = torch.Generator().manual_seed(0)
-    return torch.randn(max(_TABLE_SIZE // dim, 1024), dim, generator=rng)
+    return torch.randn(_TABLE_SIZE + dim - 1, generator=rng).unfold(0, dim, 1)
 
 
 def normal(keys: Keys, dim: int) -> Tensor:
-    """Standard normal numbers ``[N, dim]``, the sum of two rows of a fixed table for every key.
+    """Standard normal numbers ``[N, dim]``: a piece of a fixed table for every key.
 
-    Reading a shared table is what makes noise cheap (Salimans et al. 2017, arXiv:1703.03864,
-    section 2.1); with two rows there are at least half a million different vectors.
+    Reading a shared table at random offsets is what makes noise cheap (Salimans et al. 2017,
+    arXiv:1703.03864, section 2.1); there are a million offsets.
     """
-    table = _table(dim)
-    rows = np.uint64(len(table))
-    first, second = keys % rows, (keys >> np.uint64(32)) % rows
-    both = torch.from_numpy(np.concatenate((first, second)).astype(np.int64))
-    drawn = table.index_select(0, both).view(2, len(keys), dim)
-    return (drawn[0] + drawn[1]).mul_(0.5**0.5)
+    offsets = torch.from_numpy((keys >> _OFFSET_SHIFT).astype(np.int64))
+    return _table(dim).index_select(0, offsets)

@@ -227,5 +227,5 @@ def relative_gaps(
     problems = problems.to(dtype=torch.float64, device="cpu")
     with torch.no_grad():
         loss = core.task.loss(unflatten(points, problems.params), problems).double()
-    gaps = (loss - problems.facts.minimum) / state.initial_gap[lane]
+    gaps = (loss - problems.facts.minimum) / state.unit[lane]
     return np.asarray(gaps.numpy().reshape(resolution, resolution))

@@ -119,7 +119,7 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         if len(index) == self.num_envs:
             self._state = fresh
         else:
-            write_lanes(self.state, torch.from_numpy(index), fresh, torch.arange(len(index)))
+            write_lanes(self.state, index, fresh, np.arange(len(index)))
         self._is_ready &= ~mask
         self._is_done = self._is_done & ~mask
         if self._recorder is not None:
@@ -248,8 +248,7 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         if len(index) == self.num_envs:
             self._next, self._is_ready[:] = None, False
             return following
-        lanes = torch.from_numpy(index)
-        write_lanes(state, lanes, following, lanes)
+        write_lanes(state, index, following, index)
         self._is_ready[index] = False
         return state
 
@@ -266,12 +265,7 @@ class OptimizationVectorEnv(Playable, VectorEnv):
         elif not self._is_ready[index].all():
             stale = np.flatnonzero(~self._is_ready)
             keys = episode_keys(self._seeds[stale], self._episodes[stale] + 1)
-            write_lanes(
-                self._next,
-                torch.from_numpy(stale),
-                self.core.initial(keys),
-                torch.arange(len(stale)),
-            )
+            write_lanes(self._next, stale, self.core.initial(keys), np.arange(len(stale)))
             self._is_ready[:] = True
         return self._next
 

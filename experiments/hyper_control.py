@@ -35,7 +35,7 @@ from rich.table import Table
 
 from envs import scripted
 from learned_opt.rl.config import AgentConfig
-from learned_opt.rl.evaluate import evaluate_with_controls, log10_gaps
+from learned_opt.rl.evaluate import evaluate_with_controls
 from learned_opt.rl.train import train_agent
 from learned_opt.rules.weights import load_rule
 from learned_opt.tracking import open_tracker
@@ -186,7 +186,7 @@ def main(settings: Settings) -> None:
             )
             entry[f"seed {seed}"] = {
                 name: {
-                    "median": interval(log10_gaps(episodes)),
+                    "median": interval(episodes["log10_gap"]),
                     "diverged": float(episodes["diverged"].mean()),
                 }
                 for name, episodes in played.items()

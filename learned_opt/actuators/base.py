@@ -185,13 +185,17 @@ def list_actuators() -> dict[str, str]:
 
 def clip_to(values: Tensor, features: tuple[Feature, ...]) -> Tensor:
     """Observations ``[..., F]`` within the declared ranges; what is not finite becomes zero."""
-    low, high = _ranges(features, values.dtype, values.device)
+    # Caches are not for compiled code, which makes constants of what it needs by itself.
+    ranges = _ranges if torch.compiler.is_compiling() else _cached_ranges
+    low, high = ranges(features, values.dtype, values.device)
     return values.clamp(low, high).nan_to_num(nan=0.0)
 
 
-@functools.cache
 def _ranges(
     features: tuple[Feature, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     low = torch.tensor([f.low for f in features], dtype=dtype, device=device)
     return low, torch.tensor([f.high for f in features], dtype=dtype, device=device)
+
+
+_cached_ranges = functools.cache(_ranges)

@@ -20,7 +20,6 @@ from learned_opt.trees import Tree
 Episodes = dict[str, NDArray[Any]]
 """One array ``[N]`` for each thing known of the episodes; see `evaluate_rule_in_env`."""
 
-_DIVERGED_GAP = 1e3
 _Decide = Callable[[int, Tensor, Tensor | None], Tensor]
 
 
@@ -44,9 +43,9 @@ def evaluate_rule_in_env(
         num_steps: longest episode; None takes the environment's own limit.
 
     Returns:
-        ``return`` (the environment's units), ``length``, ``gap`` (relative, at the end; the best
-        one where the environment scores the best; 1e3 where the run diverged), ``loss`` at the end,
-        ``target``, ``solved``, ``diverged`` and ``kicks``, each ``[N]``.
+        ``return`` (the environment's units), ``length``, ``log10_gap`` (what the environment
+        scores at the end, see `OptimizationCore.metrics`), ``loss`` at the end, ``solved``,
+        ``diverged`` and ``kicks``, each ``[N]``.
 
     Raises:
         LearnedOptError: if the rule is no policy or steers something else than the environment.
@@ -94,23 +93,6 @@ def evaluate_with_controls(
     }
 
 
-def log10_gaps(episodes: Episodes) -> NDArray[np.float64]:
-    """log10 of the final relative gap plus target, what rewards measure.
-
-    A run that diverged counts as one e-fold above the largest gap that is allowed.
-
-    Args:
-        episodes: what `evaluate_rule_in_env` returned.
-
-    Returns:
-        ``[N]`` numbers.
-    """
-    gaps = np.log10(np.maximum(episodes["gap"], 0) + episodes["target"])
-    worst = np.log10(_DIVERGED_GAP) + 1 / np.log(10)
-    scores: NDArray[np.float64] = np.where(episodes["diverged"], worst, gaps)
-    return scores
-
-
 def summarize(episodes: Episodes) -> dict[str, float]:
     """The numbers that one looks at.
 
@@ -121,7 +103,7 @@ def summarize(episodes: Episodes) -> dict[str, float]:
         Median and mean of the log10 gap, share solved, share diverged, mean return, mean length and
         mean number of kicks.
     """
-    gap = log10_gaps(episodes)
+    gap = episodes["log10_gap"]
     return {
         "median_log10_gap": float(np.median(gap)),
         "mean_log10_gap": float(gap.mean()),
@@ -257,13 +239,12 @@ def _play(
     is_playing = np.ones(num_lanes, bool)
     returns, lengths = np.zeros(num_lanes), np.zeros(num_lanes, np.int64)
     loss = env.state.loss.numpy().copy()
-    gap, kicks = np.ones(num_lanes), np.zeros(num_lanes, np.int64)
+    log_gap, kicks = np.zeros(num_lanes), np.zeros(num_lanes, np.int64)
     diverged = np.zeros(num_lanes, bool)
     solved = np.zeros(num_lanes, bool)
     total = torch.zeros(observation.shape[-1], dtype=torch.float64)
     count = 0
     schedule: list[Tensor] = []
-    shown = "best_gap" if core.settings.best_so_far else "gap"
     if look is not None:
         look()
     for step in range(env.max_episode_steps):
@@ -283,7 +264,7 @@ def _play(
         metrics = info["opt"]
         returns += np.where(is_playing, rewards, 0.0)
         lengths += is_playing
-        gap = np.where(is_playing, metrics[shown], gap)
+        log_gap = np.where(is_playing, metrics["log10_gap"], log_gap)
         loss = np.where(is_playing, env.state.loss.numpy(), loss)
         kicks = np.where(is_playing, metrics["kicks"], kicks)
         diverged |= is_playing & metrics["diverged"]
@@ -297,9 +278,8 @@ def _play(
         episodes={
             "return": returns,
             "length": lengths,
-            "gap": np.where(diverged, _DIVERGED_GAP, gap),
+            "log10_gap": log_gap,
             "loss": loss,
-            "target": np.full(num_lanes, core.settings.target),
             "solved": solved,
             "diverged": diverged,
             "kicks": kicks,

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from envs.core import OptimizationCore, Settings, copy_state, episode_keys, write_lanes
+from envs.core import (
+    OptimizationCore,
+    Settings,
+    copy_state,
+    episode_keys,
+    has_compiler,
+    write_lanes,
+)
 from learned_opt.actuators import CoordUpdate, HyperControl, SaddleEscape, get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.tasks import Rosenbrock, get_task
@@ -111,7 +118,39 @@ def test_divergence_is_terminal_and_the_lowest():
     assert core.terminal(state).all()
     assert_close(state.potential, torch.full((8,), -math.log(1e3) - 1).double())
     # The highest gap that has not diverged is still better.
-    assert core.lowest_potential < -math.log(1e3 + core.settings.target)
+    assert -math.log(1e3) - 1 < -math.log(1e3 + core.settings.target)
+
+
+def test_gaps_in_units_of_the_saddle():
+    settings = {"task_settings": {"dim": 10, "spread": 0.5}, "target": 1e-3, "dtype": "float64"}
+    start, saddle = (
+        make_core(SaddleEscape(), gap_unit=unit, best_so_far=True, **settings)
+        for unit in ("start", "saddle")
+    )
+    state, other = start.initial(keys(16)), saddle.initial(keys(16))
+    facts = other.problems.facts
+    assert_close(other.gap, (other.loss - facts.minimum) / (facts.reference - facts.minimum))
+    assert_close(other.best_gap, other.gap)
+    assert_close(other.ceiling, 1e3 * other.gap)
+    # Starts on the stable manifold lie far above the saddle; coming down is most of their gap.
+    assert other.gap.median() > 10
+    for t in range(30):
+        action = actions(start, 16, seed=t)
+        last = other
+        state, other = start.transition(state, action), saddle.transition(other, action)
+        assert_close(state.gap * state.unit, other.gap * other.unit, equal_nan=True)
+        assert torch.equal(state.has_diverged, other.has_diverged)
+        fine = ~(other.has_diverged | last.has_diverged)
+        assert fine.any()
+        rise = ((last.best_gap + 1e-3) / (other.best_gap + 1e-3)).log()
+        assert_close(saddle.reward(last, other)[fine], rise[fine])
+    with pytest.raises(LearnedOptError, match="unknown gap_unit 'sadle'"):
+        make_core(gap_unit="sadle")
+
+
+def test_gaps_of_a_problem_without_a_saddle_are_measured_from_its_start():
+    core = make_core(task="random_quadratic", gap_unit="saddle")
+    assert_close(core.initial(keys(2)).gap, torch.ones(2, dtype=torch.float64))
 
 
 def test_not_a_number_diverges_in_its_own_lane():
@@ -146,7 +185,7 @@ def test_the_minimum_moves_rewards_but_nothing_that_is_seen():
     other = replace(
         start,
         problems=replace(start.problems, facts=facts),
-        initial_gap=start.initial_gap + 3,
+        unit=start.unit + 3,
     )
     rewards = []
     for t in range(8):
@@ -216,11 +255,28 @@ def test_minibatches_belong_to_a_lane_and_its_step():
     assert_close(core.initial(keys(4)).loss, exact.double())
 
 
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("name", ["hyper_control", "saddle_escape"])
+def test_a_compiled_step_is_the_step(name):
+    plain, compiled = (
+        make_core(get_actuator(name), task="rippled_quadratic", compile=compile)
+        for compile in (False, True)
+    )
+    state, other = plain.initial(keys(8)), compiled.initial(keys(8))
+    for t in range(4):
+        action = actions(plain, 8, seed=t)
+        state, other = plain.transition(state, action), compiled.transition(other, action)
+        for path, leaf in leaves(state.actuator).items():
+            assert_close(leaves(other.actuator)[path], leaf, msg=path)
+        for field in ("point", "grads", "loss", "observation", "gap", "potential", "kicks"):
+            assert_close(getattr(other, field), getattr(state, field), msg=field)
+
+
 def test_written_lanes_are_the_fresh_ones_and_others_stay():
     core = make_core(SaddleEscape())
     state, fresh = follow(core, n=4, num_steps=5)[-1], core.initial(keys(2, episode=1))
     mixed = copy_state(state)
-    write_lanes(mixed, torch.tensor([3, 1]), fresh, torch.tensor([0, 1]))
+    write_lanes(mixed, np.array([3, 1]), fresh, np.array([0, 1]))
     for position, source, lane in ((3, fresh, 0), (1, fresh, 1), (0, state, 0), (2, state, 2)):
         assert mixed.keys[position] == source.keys[lane]
         assert torch.equal(mixed.observation[position], source.observation[lane])
@@ -254,6 +310,7 @@ def test_a_saddle_escape_mask_is_honoured():
         ({"learning_rate": (1.0,)}, "learning_rate must be two decades, low and high"),
         ({"num_instances": 0}, "num_instances must be positive, got 0"),
         ({"target": 1.0}, r"target must lie in \(0, 1\), got 1.0"),
+        ({"task": "digits_mlp", "compile": True}, "compile must be False for a task with minibatc"),
         ({"kick_cost": -0.1}, "kick_cost must not be negative, got -0.1"),
         ({"dtype": "float16"}, "dtype must be float32 or float64, got 'float16'"),
         ({"task": "octopsu"}, "unknown task 'octopsu'; did you mean 'octopus'"),

@@ -13,7 +13,6 @@ from learned_opt.rl.evaluate import (
     evaluate_rule_in_env,
     evaluate_with_controls,
     film,
-    log10_gaps,
     play,
     summarize,
 )
@@ -62,13 +61,12 @@ def test_episodes_are_those_of_a_plain_loop(env):
         ended = is_first & (terminated | truncated)
         if ended.any():
             last = info["final_info"]["opt"]
-            shown = "best_gap" if env == "SaddleEscape-v0" else "gap"
-            gap[ended] = np.where(last["diverged"], 1e3, last[shown])[ended]
+            gap[ended] = last["log10_gap"][ended]
             expected["diverged"][ended] = last["diverged"][ended]
             expected["kicks"][ended] = last["kicks"][ended]
             expected["solved"] += ended & terminated & ~last["diverged"]
         is_first &= ~ended
-    for name, values in {**expected, "gap": gap}.items():
+    for name, values in {**expected, "log10_gap": gap}.items():
         np.testing.assert_allclose(episodes[name], values, rtol=1e-9, err_msg=name)
     assert len(np.unique(episodes["return"])) > 16
     assert (episodes["length"] < 12).any()
@@ -76,10 +74,13 @@ def test_episodes_are_those_of_a_plain_loop(env):
 
 def test_the_return_is_the_fall_of_the_log_gap():
     episodes = evaluate_rule_in_env(policy(), "HyperControl-v0", SETTINGS, num_lanes=64)
-    gap = np.where(episodes["diverged"], math.exp(math.log(1e3) + 1) - 1e-6, episodes["gap"])
-    np.testing.assert_allclose(episodes["return"], -np.log((gap + 1e-6) / (1 + 1e-6)), rtol=1e-9)
+    logs = episodes["log10_gap"]
+    fall = math.log10(1 + 1e-6) - logs
+    np.testing.assert_allclose(episodes["return"], fall * math.log(10), rtol=1e-9)
+    worst = math.log10(math.e * 1e3)
+    np.testing.assert_allclose(logs[episodes["diverged"]], worst)
+    assert (logs[~episodes["diverged"]] < worst).all()
     summary = summarize(episodes)
-    logs = np.log10(gap + 1e-6)
     assert summary["median_log10_gap"] == pytest.approx(np.median(logs))
     assert summary["mean_log10_gap"] == pytest.approx(np.mean(logs))
     assert summary["return"] == pytest.approx(episodes["return"].mean())
@@ -100,7 +101,7 @@ def test_longer_episodes_can_be_asked_for():
         for steps in (3, 40)
     )
     assert set(short["length"]) == {3} and long["length"].max() == 40
-    assert np.median(long["gap"]) < np.median(short["gap"])
+    assert np.median(long["log10_gap"]) < np.median(short["log10_gap"])
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -210,6 +211,6 @@ def test_agents_and_fixed_settings_are_scored_on_one_scale():
     played = evaluate_with_controls(policy(), "HyperControl-v0", settings, num_lanes=64)["nothing"]
     lanes = make_lanes("HyperControl-v0", settings, num_lanes=64, autoreset="Disabled")
     scripted_play = scripted.play(lanes, scripted.DoNothing(lanes))
-    np.testing.assert_allclose(log10_gaps(played), scripted_play.log_gaps, rtol=1e-6)
+    np.testing.assert_allclose(played["log10_gap"], scripted_play.log_gaps, rtol=1e-6)
     assert played["diverged"].any()
     assert not played["diverged"].all()
