@@ -69,7 +69,7 @@ class Settings:
     total_steps: int = 4_000_000
     """Steps of training for each seed."""
     num_instances: int = 1024
-    """Held-out instances that are reported."""
+    """Held-out episodes that are reported."""
     dims: tuple[int, ...] = (2, 16, 100, 1000)
     """Dimensions that are reported; training is in 16."""
     horizons: tuple[int, ...] = (64, 256, 1024)
@@ -92,6 +92,11 @@ def environment(dim: int, *, instance_seed: int, num_instances: int) -> dict[str
         "num_instances": num_instances,
         "target": TARGET,
     }
+
+
+def held_out(dim: int, pool: int, num_episodes: int) -> dict[str, Any]:
+    """The same for instances that are not trained on; next to no two episodes share one."""
+    return environment(dim, instance_seed=pool, num_instances=16 * num_episodes)
 
 
 def train(settings: Settings, seed: int) -> Path:
@@ -125,7 +130,7 @@ def fixed_settings(settings: Settings, dim: int, horizon: int) -> dict[str, list
     """What settings that nobody steers reach on the reported instances."""
 
     def swept(pool: int, decades: tuple[float, float] | None) -> scripted.Sweep:
-        kwargs = environment(dim, instance_seed=pool, num_instances=settings.num_instances)
+        kwargs = held_out(dim, pool, settings.num_instances)
         if decades is not None:
             kwargs["learning_rate"] = decades
 
@@ -179,7 +184,7 @@ def main(settings: Settings) -> None:
             played = evaluate_with_controls(
                 rule,
                 ENVIRONMENT,
-                environment(dim, instance_seed=REPORT_SEED, num_instances=count),
+                held_out(dim, REPORT_SEED, count),
                 num_lanes=count,
                 seed=REPORT_SEED,
                 num_steps=horizon,

@@ -11,31 +11,45 @@ from learned_opt.errors import LearnedOptError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class LocalOptions:
     """Shared by every command."""
 
     seed: int = 0
     """Seed of everything random; the same seed gives the same numbers."""
-    device: str = "cpu"
-    """Where tensors live: cpu, cuda, cuda:1, ..."""
     threads: int = 1
     """Torch threads of training; races always run one a process. Small tensors do not gain."""
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Weights & Biases mode; offline needs no account, online needs `wandb login`."""
-    project: str = "learned_opt"
-    """Weights & Biases project."""
 
     def apply(self) -> None:
         """Check the values and set up torch for this process.
 
         Raises:
-            LearnedOptError: if a value is out of range or the device does not exist.
+            LearnedOptError: if a value is out of range.
         """
         require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
         require(self.threads >= 1, f"--threads must be at least 1, got {self.threads}")
         torch.set_num_threads(self.threads)
         # Trajectories that decay for hundreds of steps reach denormals, which stall a CPU.
         torch.set_flush_denormal(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LocalOptions):
+    """Shared by commands that compute for long: where, and who is told."""
+
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, ..."""
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Weights & Biases mode; offline needs no account, online needs `wandb login`."""
+    project: str = "learned_opt"
+    """Weights & Biases project."""
+
+    def apply(self) -> None:
+        """The same, and see whether the device exists.
+
+        Raises:
+            LearnedOptError: if a value is out of range or the device does not exist.
+        """
+        LocalOptions.apply(self)
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:

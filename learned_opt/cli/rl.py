@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from learned_opt.cli.options import Options
+from learned_opt.cli.options import LocalOptions, Options
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.rl.config import AgentConfig
@@ -32,8 +32,10 @@ class RlTrain:
     """Algorithm: ppo, maskable-ppo, recurrent-ppo, sac or dqn."""
     task: str | None = None
     """Task whose problems are played; the environment's own by default."""
-    settings: str = "{}"
+    env_settings: str = "{}"
     """Further settings of the environment, as JSON: '{"task_settings": {"dim": 8}}'."""
+    agent_settings: str = "{}"
+    """Further entries of AgentConfig, as JSON: '{"rollout_steps": 64, "gae_lambda": 0.9}'."""
     total_steps: int | None = None
     """Decisions to train for, over all lanes; the algorithm's own number by default."""
     num_lanes: int | None = None
@@ -42,8 +44,8 @@ class RlTrain:
     """Adam's first learning rate."""
     gamma: float | None = None
     """Discount."""
-    entropy: float | None = None
-    """Weight of the entropy (on-policy)."""
+    ent_coef: float | None = None
+    """Weight of the entropy bonus (on-policy)."""
     hidden: tuple[int, ...] | None = None
     """Units of the policy's hidden layers."""
     evaluate_every: int | None = None
@@ -67,19 +69,23 @@ class RlTrain:
             "num_lanes",
             "learning_rate",
             "gamma",
-            "entropy",
+            "ent_coef",
             "hidden",
             "evaluate_every",
             "patience",
         )
         given = {name: getattr(self, name) for name in optional}
+        named = {name: value for name, value in given.items() if value is not None}
         config = AgentConfig.for_algorithm(
             self.algo,
             env=self.env,
-            env_settings=_settings(self.settings, self.task),
+            env_settings={
+                **_json_object("--env-settings", self.env_settings),
+                **({} if self.task is None else {"task": self.task}),
+            },
             seed=self.shared.seed,
             checkpoint_seconds=self.checkpoint_seconds,
-            **{name: value for name, value in given.items() if value is not None},
+            **{**_json_object("--agent-settings", self.agent_settings), **named},
         )
         result = train(config, out=self.out, options=self.shared, resume=self.resume)
         print(result.best)
@@ -95,7 +101,7 @@ class RlEval:
     """Environment; the one it was trained on by default."""
     task: str | None = None
     """Task; the one it was trained on by default."""
-    settings: str | None = None
+    env_settings: str | None = None
     """Settings of the environment, as JSON; those of the training by default."""
     num_lanes: int = 512
     """Episodes."""
@@ -103,13 +109,13 @@ class RlEval:
     """Longest episode; the environment's own limit by default."""
     instance_seed: int = 2_000_003
     """Pool of problem instances; another one than in training by default."""
-    shared: Options = field(default_factory=Options)
+    shared: LocalOptions = field(default_factory=LocalOptions)
 
     def main(self) -> None:
         """Play and print a table."""
         self.shared.apply()
         rule = _policy(self.rule)
-        env, settings = _environment(self.rule, self.env, self.settings, self.task)
+        env, settings = _environment(self.rule, self.env, self.env_settings, self.task)
         settings["instance_seed"] = self.instance_seed
         played = evaluate_with_controls(
             rule,
@@ -141,7 +147,7 @@ class RlWatch:
     """Environment; the one it was trained on by default."""
     task: str | None = None
     """Task; the one it was trained on by default."""
-    settings: str | None = None
+    env_settings: str | None = None
     """Settings of the environment, as JSON; those of the training by default."""
     out: Path = Path("runs/agent.gif")
     """Picture: .gif or .mp4."""
@@ -149,7 +155,7 @@ class RlWatch:
     """Longest episode; the environment's own limit by default."""
     fps: int = 15
     """Frames a second."""
-    shared: Options = field(default_factory=Options)
+    shared: LocalOptions = field(default_factory=LocalOptions)
 
     def main(self) -> None:
         """Play, draw and say where the picture is."""
@@ -158,7 +164,7 @@ class RlWatch:
 
         self.shared.apply()
         rule = _policy(self.rule)
-        env, settings = _environment(self.rule, self.env, self.settings, self.task)
+        env, settings = _environment(self.rule, self.env, self.env_settings, self.task)
         if self.num_steps is not None:
             settings["max_episode_steps"] = self.num_steps
         lanes = make_lanes(
@@ -181,7 +187,7 @@ class RlExport:
     """Initial step size of the rule; the middle of those trained on by default."""
     scope: str = "problem"
     """Decide once for the whole problem, as in training, or for each tensor: problem or tensor."""
-    shared: Options = field(default_factory=Options)
+    shared: LocalOptions = field(default_factory=LocalOptions)
 
     def main(self) -> None:
         """Export and say where the weights are."""
@@ -237,14 +243,13 @@ def train(config: AgentConfig, *, out: Path, options: Options, resume: bool = Fa
     return result
 
 
-def _settings(text: str, task: str | None) -> dict[str, Any]:
-    """Settings of an environment from JSON, with the task put in."""
+def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
+        given = json.loads(text)
     except json.JSONDecodeError as error:
-        raise LearnedOptError(f"--settings must be JSON, got '{text}': {error}") from error
-    require(isinstance(settings, dict), f"--settings must be a JSON object, got '{text}'")
-    return {**settings, **({} if task is None else {"task": task})}
+        raise LearnedOptError(f"{option} must be JSON, got '{text}': {error}") from error
+    require(isinstance(given, dict), f"{option} must be a JSON object, got '{text}'")
+    return dict(given)
 
 
 def _policy(path: str) -> PolicyRule:
@@ -266,7 +271,7 @@ def _environment(
     )
     chosen = resolve_environment(env or trained["id"])
     is_same = chosen == trained.get("id")
-    given = _settings(settings, None) if settings is not None else {}
+    given = _json_object("--env-settings", settings) if settings is not None else {}
     if settings is None and is_same:
         given = dict(trained["kwargs"])
     if task is not None and task != given.get("task"):

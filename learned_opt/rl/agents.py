@@ -61,7 +61,7 @@ def build_agent(config: AgentConfig, env: Any) -> Any:
     if config.algo == "maskable-ppo" and env.lanes.core.actuator.mask(_state(env)) is None:
         raise LearnedOptError(f"'{config.env}' has no action masks; ppo does without")
     specific = _on_policy(config, env) if config.is_on_policy else _off_policy(config, env)
-    policy = "MlpLstmPolicy" if config.memory else "MlpPolicy"
+    policy = "MlpLstmPolicy" if config.lstm_units else "MlpPolicy"
     model = factory(
         policy,
         env,
@@ -97,16 +97,16 @@ def _on_policy(config: AgentConfig, env: Any) -> dict[str, Any]:
     }
     if isinstance(env.action_space, gym.spaces.Box):
         policy["log_std_init"] = config.log_std
-    if config.memory:
-        policy["lstm_hidden_size"] = config.memory
+    if config.lstm_units:
+        policy["lstm_hidden_size"] = config.lstm_units
     return {
         "n_steps": config.rollout_steps,
         "batch_size": transitions // config.minibatches,
         "n_epochs": config.epochs,
         "gae_lambda": config.gae_lambda,
         "clip_range": config.clip_range,
-        "ent_coef": config.entropy,
-        "vf_coef": config.value_weight,
+        "ent_coef": config.ent_coef,
+        "vf_coef": config.vf_coef,
         "max_grad_norm": config.max_grad_norm,
         "policy_kwargs": policy,
     }
@@ -130,12 +130,12 @@ def _off_policy(config: AgentConfig, env: Any) -> dict[str, Any]:
             "pi": list(config.hidden),
             "qf": [2 * units for units in config.hidden],
         }
-        return {**shared, "tau": config.target_rate}
+        return {**shared, "tau": config.tau}
     initial, final = config.exploration
     return {
         **shared,
         # One call to step moves every lane; SB3 counts the calls.
-        "target_update_interval": max(config.target_every, config.num_lanes) * per_lane,
+        "target_update_interval": max(config.target_update_interval, config.num_lanes) * per_lane,
         "exploration_initial_eps": initial,
         "exploration_final_eps": final,
         "exploration_fraction": config.exploration_fraction,

@@ -22,8 +22,8 @@ DECAYS = ("constant", "cosine", "linear")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": {},
-    "maskable-ppo": {"entropy": 3e-3},
-    "recurrent-ppo": {"num_lanes": 256, "memory": 32, "hidden": (32,), "minibatches": 4},
+    "maskable-ppo": {"ent_coef": 3e-3},
+    "recurrent-ppo": {"num_lanes": 256, "lstm_units": 32, "hidden": (32,), "minibatches": 4},
     "sac": {
         "num_lanes": 64,
         "rollout_steps": 1,
@@ -63,8 +63,8 @@ class AgentConfig:
         gradient_steps: gradient steps between two rollouts (off-policy).
         buffer_size: transitions remembered (off-policy).
         learning_starts: steps before the first update (off-policy).
-        target_rate: share of SAC's critics that goes into their targets at each gradient step.
-        target_every: steps after which DQN's target network becomes a copy of the other.
+        tau: share of SAC's critics that goes into their targets at each gradient step.
+        target_update_interval: steps after which DQN's target network becomes a copy of the other.
         exploration: shares of random decisions of DQN at the start and in the end.
         exploration_fraction: share of the training over which they go from one to the other.
         learning_rate: Adam's, at the start.
@@ -72,16 +72,16 @@ class AgentConfig:
         final_learning_rate_fraction: what is left of it in the end.
         gamma: discount. The return is the final log gap where it is 1, and the smaller it is the
             more what happens on the way there counts.
-        looks_beyond: whether an episode that ends by its time limit is valued as if it went on
-            (on-policy). Agents then plan without knowing the limit, with a `gamma` below 1 as their
-            horizon; otherwise they plan for exactly as many steps as an episode has.
+        bootstrap_truncated: whether an episode that ends by its time limit is valued as if it went
+            on (on-policy). Agents then plan without knowing the limit, with a `gamma` below 1 as
+            their horizon; otherwise they plan for exactly as many steps as an episode has.
         gae_lambda: decay of the advantage estimator (on-policy).
         clip_range: largest change of a likelihood ratio that is rewarded (on-policy).
-        entropy: weight of the entropy (on-policy); SAC tunes its own.
-        value_weight: weight of the value loss (on-policy).
+        ent_coef: weight of the entropy (on-policy); SAC tunes its own.
+        vf_coef: weight of the value loss (on-policy).
         max_grad_norm: longest gradient (on-policy and DQN).
         hidden: units of the policy's hidden layers, and those of its critic.
-        memory: units of the policy's LSTM (recurrent-ppo).
+        lstm_units: units of the policy's LSTM (recurrent-ppo).
         activation: ``tanh`` or ``relu``.
         output_scale: size of the policy's last layer at the start, relative to the others: training
             starts from an agent that does next to nothing (not DQN, whose outputs are values).
@@ -111,22 +111,22 @@ class AgentConfig:
     gradient_steps: int = 8
     buffer_size: int = 200_000
     learning_starts: int = 10_000
-    target_rate: float = 0.005
-    target_every: int = 500
+    tau: float = 0.005
+    target_update_interval: int = 500
     exploration: tuple[float, float] = (1.0, 0.02)
     exploration_fraction: float = 0.3
     learning_rate: float = 3e-3
     decay: str = "linear"
     final_learning_rate_fraction: float = 0.1
     gamma: float = 1.0
-    looks_beyond: bool = False
+    bootstrap_truncated: bool = False
     gae_lambda: float = 0.95
     clip_range: float = 0.2
-    entropy: float = 1e-3
-    value_weight: float = 0.5
+    ent_coef: float = 1e-3
+    vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     hidden: tuple[int, ...] = (32, 32)
-    memory: int = 0
+    lstm_units: int = 0
     activation: str = "tanh"
     output_scale: float = 0.01
     log_std: float = -0.5
@@ -162,11 +162,11 @@ class AgentConfig:
             all(n >= 1 for n in self.hidden), f"hidden must be positive, got {list(self.hidden)}"
         )
         require(
-            (self.memory > 0) == (self.algo == "recurrent-ppo") and self.memory >= 0,
-            f"memory must be positive for recurrent-ppo and 0 otherwise, got {self.memory} "
+            (self.lstm_units > 0) == (self.algo == "recurrent-ppo") and self.lstm_units >= 0,
+            f"lstm_units must be positive for recurrent-ppo and 0 otherwise, got {self.lstm_units} "
             f"for {self.algo}",
         )
-        require(self.entropy >= 0, f"entropy must not be negative, got {self.entropy}")
+        require(self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2**32), got {self.seed}")
         require(
             self.patience is None or self.patience >= 1,
@@ -269,11 +269,11 @@ _POSITIVE = (
     "gradient_steps",
     "buffer_size",
     "learning_starts",
-    "target_rate",
-    "target_every",
+    "tau",
+    "target_update_interval",
     "learning_rate",
     "clip_range",
-    "value_weight",
+    "vf_coef",
     "max_grad_norm",
     "output_scale",
     "reward_scale",
@@ -282,7 +282,7 @@ _POSITIVE = (
     "num_eval_lanes",
 )
 _SHARES = (
-    "target_rate",
+    "tau",
     "exploration_fraction",
     "final_learning_rate_fraction",
     "gamma",

@@ -168,8 +168,8 @@ def play(
 
     def decide(step: int, observation: Tensor, mask: Tensor | None) -> Tensor:
         nonlocal memory
-        if step == 0 and rule.memory:
-            empty = observation.new_zeros(*observation.shape[:-1], rule.memory)
+        if step == 0 and rule.lstm_units:
+            empty = observation.new_zeros(*observation.shape[:-1], rule.lstm_units)
             memory = {"hidden": empty, "cell": empty}
         if blind is not None:
             # The mask tells something of the state, too; a choice that it forbids is no choice.

@@ -69,7 +69,7 @@ def export_agent(
         hidden=[layer.out_features for layer in layers[:-1]],
         activation=activation,
         head=head,
-        memory=0 if lstm is None else lstm.hidden_size,
+        lstm_units=0 if lstm is None else lstm.hidden_size,
         learning_rate=learning_rate,
         scope=scope,
     )

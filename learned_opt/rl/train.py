@@ -409,7 +409,7 @@ def _callback(model: Any, adapter: Any, boundary: Callable[[], None], config: Ag
 
         def _on_step(self) -> bool:
             agents, last = adapter.cut
-            if config.is_on_policy and config.looks_beyond and len(agents):
+            if config.is_on_policy and config.bootstrap_truncated and len(agents):
                 values = cut_values(
                     model, torch.from_numpy(last), torch.from_numpy(agents), self.locals
                 )

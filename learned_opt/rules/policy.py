@@ -33,7 +33,7 @@ class PolicyRule(Rule):
         hidden: units of the network's hidden layers.
         activation: ``tanh`` or ``relu``, between layers.
         head: ``clip``, ``squash`` or ``argmax``.
-        memory: units of an LSTM before the first layer, 0 for none.
+        lstm_units: units of an LSTM before the first layer, 0 for none.
         learning_rate: initial step size, the only thing with a unit. The policy turns it up or
             down from there by up to four decades.
         scope: ``tensor`` decides for each parameter tensor by itself, with the same network;
@@ -63,7 +63,7 @@ class PolicyRule(Rule):
         hidden: Sequence[int] = (32, 32),
         activation: str = "tanh",
         head: str = "clip",
-        memory: int = 0,
+        lstm_units: int = 0,
         learning_rate: float = 1e-2,
         scope: str = "tensor",
         seed: int = 0,
@@ -71,10 +71,10 @@ class PolicyRule(Rule):
         super().__init__()
         self.actuator = get_actuator(actuator, **(actuator_config or {}))
         self.hidden, self.activation, self.head = tuple(hidden), activation, head
-        self.memory, self.learning_rate, self.scope = memory, learning_rate, scope
+        self.lstm_units, self.learning_rate, self.scope = lstm_units, learning_rate, scope
         features, decisions = len(self.actuator.features), self.actuator.actions.size
         require(all(n >= 1 for n in hidden), f"hidden must be positive, got {list(hidden)}")
-        require(memory >= 0, f"memory must not be negative, got {memory}")
+        require(lstm_units >= 0, f"lstm_units must not be negative, got {lstm_units}")
         require(activation in ACTIVATIONS, f"activation must be tanh or relu, got '{activation}'")
         require(head in HEADS, f"head must be one of {', '.join(HEADS)}, got '{head}'")
         require(
@@ -85,8 +85,8 @@ class PolicyRule(Rule):
         require(scope in {"tensor", "problem"}, f"scope must be tensor or problem, got '{scope}'")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.lstm = nn.LSTMCell(features, memory) if memory else None
-            widths = (memory or features, *self.hidden, decisions)
+            self.lstm = nn.LSTMCell(features, lstm_units) if lstm_units else None
+            widths = (lstm_units or features, *self.hidden, decisions)
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self._between = ACTIVATIONS[activation]()
 
@@ -103,7 +103,7 @@ class PolicyRule(Rule):
             "hidden": list(self.hidden),
             "activation": self.activation,
             "head": self.head,
-            "memory": self.memory,
+            "lstm_units": self.lstm_units,
             "learning_rate": self.learning_rate,
             "scope": self.scope,
         }
@@ -115,9 +115,9 @@ class PolicyRule(Rule):
     def _init(self, point: Tensor) -> Tree:
         rate = point.new_full((len(point),), self.learning_rate)
         state: Tree = {"actuator": self.actuator.init(point, learning_rate=rate)}
-        if self.memory:
+        if self.lstm_units:
             lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
-            empty = point.new_zeros(*lanes, self.memory)
+            empty = point.new_zeros(*lanes, self.lstm_units)
             state |= {"hidden": empty, "cell": empty}
         return state
 

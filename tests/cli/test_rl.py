@@ -29,7 +29,7 @@ def fails(capsys, *words):
 def train(capsys, out, *words):
     return run(
         capsys,
-        *("train", "--task", "octopus", "--settings", SETTINGS, "--num-lanes", 64),
+        *("train", "--task", "octopus", "--env-settings", SETTINGS, "--num-lanes", 64),
         *("--total-steps", 4096, "--hidden", 8, "--out", out, "--wandb", "disabled", *words),
     )
 
@@ -71,7 +71,7 @@ def test_from_training_to_the_picture(capsys, tmp_path, monkeypatch):
 def test_a_run_is_not_overwritten_but_resumed(capsys, tmp_path):
     train(capsys, tmp_path)
     before = load_rule(tmp_path / "last.safetensors").state_dict()
-    words = ("--task", "octopus", "--settings", SETTINGS, "--num-lanes", 64, "--hidden", 8)
+    words = ("--task", "octopus", "--env-settings", SETTINGS, "--num-lanes", 64, "--hidden", 8)
     words += ("--total-steps", 4096, "--wandb", "disabled", "--out", tmp_path)
     assert "already holds a run" in fails(capsys, "train", *words)
     train(capsys, tmp_path, "--resume")
@@ -86,8 +86,8 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         (("train", "--env", "HyperContol-v0", *out), "did you mean 'HyperControl-v0'?"),
         (("train", "--algo", "pppo", *out), "unknown algorithm 'pppo'; did you mean 'ppo'?"),
         (("train", "--task", "octopsu", *out), "did you mean 'octopus'?"),
-        (("train", "--settings", "{", *out), "--settings must be JSON, got '{'"),
-        (("train", "--settings", "[]", *out), "--settings must be a JSON object, got '[]'"),
+        (("train", "--env-settings", "{", *out), "--env-settings must be JSON, got '{'"),
+        (("train", "--env-settings", "[]", *out), "--env-settings must be a JSON object, got '[]'"),
         (("train", "--algo", "dqn", *out), "dqn needs discrete actions"),
         (("train", "--num-lanes", "0", *out), "num_lanes must be positive, got 0"),
         (("train", "--device", "meta", *out), "agents train on the cpu, got meta"),

@@ -173,9 +173,9 @@ def test_values_after_a_cut_are_those_that_sb3_adds_one_by_one(algo, env):
         minibatches=2,
         hidden=(8,),
         total_steps=72,
-        looks_beyond=True,
+        bootstrap_truncated=True,
         gamma=0.9,
-        **({"memory": 4} if algo == "recurrent-ppo" else {}),
+        **({"lstm_units": 4} if algo == "recurrent-ppo" else {}),
     )
     rewards = []
     for marks in (True, False):
@@ -195,7 +195,7 @@ def test_a_limit_can_be_an_end():
     config = AgentConfig.for_algorithm(
         "ppo", env_settings=SETTINGS, num_lanes=6, rollout_steps=10, minibatches=2, total_steps=60
     )
-    assert not config.looks_beyond
+    assert not config.bootstrap_truncated
     shown, twin = adapter(marks_truncation=False), lanes()
     model = build_agent(config, shown)
     torch.nn.init.constant_(model.policy.value_net.bias, 7.0)

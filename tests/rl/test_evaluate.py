@@ -167,11 +167,11 @@ def test_the_replayed_schedule_is_the_mean_over_lanes_that_still_play():
 
 
 def test_a_policy_with_memory_starts_each_evaluation_afresh():
-    rule = policy(memory=4)
+    rule = policy(lstm_units=4)
     lanes = make_lanes("HyperControl-v0", SETTINGS, num_lanes=8, autoreset="Disabled")
     first, again = (play(rule, lanes, seed=1).episodes for _ in range(2))
     np.testing.assert_array_equal(first["return"], again["return"])
-    forgetful = policy(memory=4)
+    forgetful = policy(lstm_units=4)
     forgetful.lstm.weight_hh.zero_()
     other = play(forgetful, lanes, seed=1).episodes
     assert (other["return"] != first["return"]).any()

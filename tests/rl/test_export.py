@@ -47,7 +47,7 @@ def agent(algo, env, actuator, **changes):
         num_lanes=4,
         hidden=(16, 8),
         rollout_steps=8,
-        **{**({"memory": 8} if algo == "recurrent-ppo" else {}), **changes},
+        **{**({"lstm_units": 8} if algo == "recurrent-ppo" else {}), **changes},
     )
     model = build_agent(config, LaneAdapter(make_lanes(env, settings, num_lanes=4)))
     # Trained agents decide firmly; fresh ones would hide every mistake behind small numbers.
@@ -93,8 +93,8 @@ def test_decisions_are_those_of_the_agent(algo, env, actuator, head):
     assert head is None or rule.head == head
     _, _, record, _ = drive(model, env, settings)
     memory = {}
-    if rule.memory:
-        empty = torch.zeros(16, rule.memory)
+    if rule.lstm_units:
+        empty = torch.zeros(16, rule.lstm_units)
         memory = {"hidden": empty, "cell": empty}
     all_decided = []
     for seen, decided, allowed in record:
@@ -132,7 +132,7 @@ def test_an_unrolled_rule_is_the_agent_in_its_environment(algo, env, actuator, h
         rng=torch.Generator().manual_seed(0),
     )
     assert (losses[:, 0] != losses[:, -1]).all()
-    tolerance = 1e-3 if rule.memory else 1e-5
+    tolerance = 1e-3 if rule.lstm_units else 1e-5
     torch.testing.assert_close(
         run.losses.double(), losses.double(), rtol=tolerance, atol=tolerance, equal_nan=True
     )

@@ -38,7 +38,7 @@ SMALL = {
 ON = {"rollout_steps": 8, "minibatches": 2, "epochs": 2}
 # the replay buffer overflows, and random warm-up decisions end, within a run
 OFF = {
-    "target_every": 48,
+    "target_update_interval": 48,
     "learning_starts": 40,
     "buffer_size": 200,
     "gradient_steps": 4,
@@ -49,7 +49,7 @@ CONFIGS = {
     "ppo": AgentConfig.for_algorithm("ppo", **SMALL, **ON),
     "ppo-coordinates": AgentConfig.for_algorithm("ppo", **SMALL, **ON, env="CoordUpdate-v0"),
     "maskable-ppo": AgentConfig.for_algorithm("maskable-ppo", **SMALL, **ON, env="SaddleEscape-v0"),
-    "recurrent-ppo": AgentConfig.for_algorithm("recurrent-ppo", **SMALL, **ON, memory=4),
+    "recurrent-ppo": AgentConfig.for_algorithm("recurrent-ppo", **SMALL, **ON, lstm_units=4),
     "sac": AgentConfig.for_algorithm("sac", **SMALL, **OFF),
     "dqn": AgentConfig.for_algorithm("dqn", **SMALL, **OFF, env="SaddleEscape-v0"),
 }
@@ -343,9 +343,12 @@ def test_folders_and_checkpoints_that_do_not_fit(tmp_path):
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
         ({"exploration": (1.0,)}, "exploration must be two shares"),
         ({"hidden": (8, 0)}, "hidden must be positive"),
-        ({"memory": 3}, "memory must be positive for recurrent-ppo and 0 otherwise, got 3 for ppo"),
-        ({"algo": "recurrent-ppo"}, "memory must be positive for recurrent-ppo"),
-        ({"entropy": -1.0}, "entropy must not be negative, got -1.0"),
+        (
+            {"lstm_units": 3},
+            "lstm_units must be positive for recurrent-ppo and 0 otherwise, got 3 for ppo",
+        ),
+        ({"algo": "recurrent-ppo"}, "lstm_units must be positive for recurrent-ppo"),
+        ({"ent_coef": -1.0}, "ent_coef must not be negative, got -1.0"),
         ({"seed": -1}, "seed must lie in"),
         ({"patience": 0}, "patience must be positive or None, got 0"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds must not be negative"),
