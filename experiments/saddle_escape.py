@@ -1,12 +1,14 @@
 """When does a trained agent kick, and does it escape saddles sooner than perturbed descent?
 
 A masked PPO agent learns SaddleEscape-v0 on a mixture of saddles (strict ones in a random frame,
-degenerate ones of third and fourth order) and decoys (convex bowls, flat plateaus), where kicks are
-wasted. Exported, it runs in the benchmark, untuned, beside perturbed and noisy gradient descent,
-each tuned with 64 trials on each task. Then, on saddles and decoys: what does it cost or gain to be
-allowed to kick, and at which gradient norms and lowest Hessian eigenvalues do kicks happen?
+degenerate ones of third and fourth order, one with a single way out) and decoys (convex bowls, flat
+plateaus), where kicks are wasted. Gaps count in units of the saddle's, and returns are discounted,
+so that time counts. Exported, it runs in the benchmark, untuned, beside perturbed and noisy
+gradient descent and momentum, each tuned with 64 trials on each task. Then, on saddles and decoys:
+what does it cost or gain to be allowed to kick, and at which gradient norms and lowest Hessian
+eigenvalues do kicks happen, beside those of perturbed gradient descent?
 
-    python experiments/saddle_escape.py            # about 40 minutes on one core
+    python experiments/saddle_escape.py            # about 45 minutes on one core
     python experiments/saddle_escape.py --smoke    # a minute; shows that it runs, not the result
 
 Writes numbers.json, kicks.png, the benchmark's shards and the exported agents into --out. An
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from learned_opt.bench.leaderboard import leaderboard
+from envs.scripted import PerturbedGD
 from learned_opt.bench.runner import run_benchmark
+from learned_opt.bench.statistics import stratified_bootstrap, wilson_interval
 from learned_opt.bench.suites import SuiteEntry
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.train import train_agent
@@ -49,6 +53,10 @@ KICKS = slice(4, 8)
 REPORT_SEED = 61_001
 TARGET = 1e-3
 MAX_STEPS = 512
+THRESHOLD, WAITING = 0.03, 20
+"""Of perturbed gradient descent in the figure: gradient norm over the largest, and steps."""
+SHARE_SEEN = 0.02
+"""Of the steps without a kick, that the figure shows."""
 
 ROTATED = [{"name": "rotated"}]
 TRAINING: list[dict[str, Any]] = [
@@ -67,6 +75,9 @@ TRAINING: list[dict[str, Any]] = [
     {"task": "monkey_saddle", "transforms": ROTATED},
     {"task": "re_zn", "task_settings": {"degree": 4}, "transforms": ROTATED},
     {"task": "x2_y4_y2", "transforms": ROTATED},
+    # One way out. The race starts at other distances from the saddle.
+    {"task": "x2_y3", "task_settings": {"start_radius": 0.1}, "transforms": ROTATED},
+    {"task": "x2_y3", "task_settings": {"start_radius": 1e-3}, "transforms": ROTATED},
     {"task": "rippled_quadratic", "task_settings": {"dim": 10, "ripple": 0.0}},
     {"task": "geman_mcclure"},
     {"task": "rosenbrock", "task_settings": {"dim": 4}},
@@ -83,6 +94,7 @@ SADDLES: dict[str, dict[str, Any]] = {
         "transforms": ROTATED,
     },
     "monkey saddle": {"task": "monkey_saddle", "transforms": ROTATED},
+    "one way out": {"task": "x2_y3", "transforms": ROTATED},
 }
 RACE = (
     SuiteEntry("strict_saddle-10-rotated", "strict_saddle", {"dim": 10}, rotate=True),
@@ -93,7 +105,8 @@ RACE = (
     SuiteEntry("x2_y3", "x2_y3", rotate=True),
     SuiteEntry("xy_saddle", "xy_saddle", rotate=True),
 )
-RIVALS = ("perturbed_gd", "noisy_gd", "sgd", "momentum")
+NOISY_RIVALS = ("perturbed_gd", "noisy_gd")
+RIVALS = (*NOISY_RIVALS, "sgd", "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +117,11 @@ class Settings:
     """Folder for numbers, figure, agents and checkpoints."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of training."""
-    total_steps: int = 4_000_000
+    total_steps: int = 12_000_000
     """Steps of training for each seed."""
     num_lanes: int = 1024
     """Environments that move together in training."""
-    num_instances: int = 25
+    num_instances: int = 100
     """Instances of each raced task."""
     tuning_trials: int = 64
     """Trials that the rivals are tuned with."""
@@ -129,12 +142,17 @@ def train(settings: Settings, seed: int) -> Path:
         env_settings={
             "task": "mixture",
             "task_settings": {"tasks": TRAINING},
-            "learning_rate": [-2.5, -0.3],
+            "learning_rate": [-2.8, 0.2],
             "max_episode_steps": MAX_STEPS,
             "target": TARGET,
             "num_instances": 256 if settings.smoke else 8192,
         },
         total_steps=settings.total_steps,
+        gamma=0.98,
+        bootstrap_truncated=True,
+        hidden=(64, 64),
+        final_learning_rate_fraction=0.03,
+        evaluate_every=1_000_000,
         num_lanes=settings.num_lanes,
         num_eval_lanes=settings.num_episodes,
         seed=seed,
@@ -154,8 +172,8 @@ class Log:
     Attributes:
         steps: ``[N]`` gradients paid until the target, the budget if it was not reached.
         solved: ``[N]`` whether it was.
-        when: one row a kick: step, gradient norm over the largest so far, lowest eigenvalue over
-            the largest curvature of the task, size (the choice).
+        when: one row a kick: step, gradient norm over the largest so far and lowest eigenvalue over
+            the typical curvature of the task (both only if looked at), size (the choice).
         seen: the same (without size) for a sample of steps without a kick.
     """
 
@@ -165,23 +183,46 @@ class Log:
     seen: list[list[float]]
 
 
-@torch.no_grad()
-def play(
-    rule: PolicyRule, task: dict[str, Any], settings: Settings, *, may_kick: bool, look: bool
-) -> Log:
-    """Let the agent play, with its kicks or without."""
-    lanes = gym.make_vec(
+class Agent:
+    """A trained policy as `play` wants it, with its kicks or without."""
+
+    def __init__(self, rule: PolicyRule, *, may_kick: bool = True) -> None:
+        self.rule, self.may_kick = rule, may_kick
+
+    def __call__(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[Any]:
+        """Decide in every lane."""
+        mask = torch.from_numpy(info["action_mask"].copy())
+        if not self.may_kick:
+            mask[:, KICKS] = False
+        choice, _ = self.rule.decide(torch.from_numpy(observation), {}, mask=mask)
+        return np.asarray(choice.numpy())
+
+
+def make_lanes(task: dict[str, Any], settings: Settings) -> Any:
+    """Held-out instances of a task, one a lane."""
+    return gym.make_vec(
         f"envs:LearnedOpt/{ENVIRONMENT}",
         num_envs=settings.num_episodes,
         vectorization_mode="vector_entry_point",
         autoreset_mode="Disabled",
         learning_rate=[-1.5, -0.5],
         instance_seed=REPORT_SEED,
-        num_instances=settings.num_episodes,
+        num_instances=16 * settings.num_episodes,
         max_episode_steps=MAX_STEPS,
         target=TARGET,
         **task,
     )
+
+
+@torch.no_grad()
+def play(
+    lanes: Any,
+    policy: Callable[[NDArray[Any], dict[str, Any]], NDArray[Any]],
+    settings: Settings,
+    *,
+    look: bool = False,
+) -> Log:
+    """One episode in each lane; `look` says whether Hessians are looked at."""
     env: Any = lanes.unwrapped
     observation, info = lanes.reset(seed=REPORT_SEED)
     is_open = np.ones(settings.num_episodes, bool)
@@ -190,17 +231,14 @@ def play(
     log = Log(steps, solved, [], [])
     rng = np.random.default_rng(0)
     for t in range(MAX_STEPS):
-        mask = torch.from_numpy(info["action_mask"].copy())
-        if not may_kick:
-            mask[:, KICKS] = False
-        choice, _ = rule.decide(torch.from_numpy(observation), {}, mask=mask)
-        if look:
-            is_kick = ((choice >= KICKS.start) & (choice < KICKS.stop)).numpy()
-            for lane in np.flatnonzero(is_kick & is_open):
-                log.when.append([t, *where(env, lane), float(choice[lane])])
-            for lane in np.flatnonzero(~is_kick & is_open & (rng.random(len(is_open)) < 0.005)):
-                log.seen.append([t, *where(env, lane)])
-        observation, _, terminated, truncated, info = lanes.step(choice.numpy())
+        choice = policy(observation, info)
+        is_kick = (choice >= KICKS.start) & (choice < KICKS.stop) & is_open
+        seen = ~is_kick & is_open & (rng.random(len(is_open)) < SHARE_SEEN)
+        for lane in np.flatnonzero(is_kick):
+            log.when.append([t, *(where(env, lane) if look else ()), float(choice[lane])])
+        for lane in np.flatnonzero(seen) if look else ():
+            log.seen.append([t, *where(env, lane)])
+        observation, _, terminated, truncated, info = lanes.step(choice)
         won = is_open & terminated & ~info["opt"]["diverged"]
         steps[won], solved[won] = t + 1, True
         is_open &= ~(terminated | truncated)
@@ -224,8 +262,8 @@ def where(env: Any, lane: int) -> tuple[float, float]:
     return float(norm / state.actuator["largest_norm"][lane]), lowest
 
 
-def rmst_ratios(settings: Settings, agents: dict[int, Path]) -> dict[str, Any]:
-    """The benchmark: restricted mean times of agents and tuned rivals, task by task."""
+def race(settings: Settings, agents: dict[int, Path]) -> dict[str, Any]:
+    """The benchmark: restricted mean times of agents over those of tuned rivals, task by task."""
     results = run_benchmark(
         RACE[:2] if settings.smoke else RACE,
         rules=[*RIVALS, *[str(path) for path in agents.values()]],
@@ -233,17 +271,42 @@ def rmst_ratios(settings: Settings, agents: dict[int, Path]) -> dict[str, Any]:
         num_instances=settings.num_instances,
         tuning_trials=(0, settings.tuning_trials),
     )
+    times: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for row in results.runs.select([
+        "task",
+        "rule",
+        "rule_kind",
+        "tuning_trials",
+        "t_solve",
+        "budget",
+    ]).to_pylist():
+        if row["rule_kind"] == "learned" or row["tuning_trials"] == settings.tuning_trials:
+            cell = times.setdefault(row["task"], {}).setdefault(row["rule"], [])  # type: ignore[arg-type]
+            cell.append((row["t_solve"], row["budget"]))  # type: ignore[attr-defined]
+    return {task: compare(rules) for task, rules in times.items()}
+
+
+def compare(runs: dict[str, Any]) -> dict[str, Any]:
+    """Times and success of each rule on one task; ratios of agents to the best rivals."""
+    pairs = {rule: np.array(cell) for rule, cell in runs.items()}
+    capped = {rule: np.minimum(pair[:, 0], pair[:, 1]) for rule, pair in pairs.items()}
     found: dict[str, Any] = {}
-    for row in leaderboard(results, by="task"):
-        if row.rule_kind == "learned" or row.tuning_trials == settings.tuning_trials:
-            found.setdefault(row.group, {})[row.rule] = {
-                "rmst over that of the best tuned rival": [
-                    row.rmst_ratio.estimate,
-                    row.rmst_ratio.low,
-                    row.rmst_ratio.high,
-                ],
-                "success": [row.success.estimate, row.success.low, row.success.high],
-            }
+    for rule, pair in pairs.items():
+        solved = int((pair[:, 0] <= pair[:, 1]).sum())
+        found[rule] = {
+            "rmst": float(capped[rule].mean()),
+            "success": list(astuple(wilson_interval(solved, len(pair)))),
+        }
+        if rule in RIVALS:
+            continue
+        for name, rivals in (("noisy", NOISY_RIVALS), ("any", RIVALS)):
+            best = min(rivals, key=lambda rival: capped[rival].mean())
+            ratio = stratified_bootstrap(
+                [np.stack((capped[rule], capped[best]), axis=1)],
+                lambda strata: float(strata[0][:, 0].mean() / strata[0][:, 1].mean()),
+                seed=0,
+            )
+            found[rule][f"over the best {name} rival"] = [best, *astuple(ratio)]
     return found
 
 
@@ -268,91 +331,135 @@ def main(settings: Settings) -> None:
         # The benchmark names learned rules after their files.
         agents[seed] = best.with_name(f"escape-{seed}.safetensors")
         agents[seed].write_bytes(best.read_bytes())
-    numbers: dict[str, Any] = {"race": rmst_ratios(settings, agents), "episodes": {}}
+    numbers: dict[str, Any] = {"race": race(settings, agents), "episodes": {}}
     logs: dict[str, Log] = {}
     for seed, path in agents.items():
         rule = load_rule(path)
         assert isinstance(rule, PolicyRule)
         for name, task in {**SADDLES, **DECOYS}.items():
-            free = play(rule, task, settings, may_kick=True, look=seed == settings.seeds[0])
-            bound = play(rule, task, settings, may_kick=False, look=False)
+            lanes = make_lanes(task, settings)
+            free = play(lanes, Agent(rule), settings, look=seed == settings.seeds[0])
+            bound = play(lanes, Agent(rule, may_kick=False), settings)
             logs.setdefault(name, free)
             numbers["episodes"].setdefault(name, {})[f"seed {seed}"] = {
-                "mean steps": float(free.steps.mean()),
-                "mean steps without kicks": float(bound.steps.mean()),
+                "steps": float(free.steps.mean()),
+                "steps without kicks": float(bound.steps.mean()),
+                "ratio": list(
+                    astuple(
+                        stratified_bootstrap(
+                            [np.stack((free.steps, bound.steps), axis=1)],
+                            lambda strata: float(strata[0][:, 0].mean() / strata[0][:, 1].mean()),
+                            seed=0,
+                        )
+                    )
+                ),
                 "solved": float(free.solved.mean()),
                 "solved without kicks": float(bound.solved.mean()),
+                "kicks": len(free.when) / settings.num_episodes,
             }
     numbers["kicks of the first seed"] = {name: log.when for name, log in logs.items()}
     (settings.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
     show(numbers, settings)
-    plot(logs, settings)
+    perturbed = {}
+    for name, task in SADDLES.items():
+        lanes = make_lanes(task, settings)
+        hand_made = PerturbedGD(lanes, gradient_threshold=THRESHOLD, waiting=WAITING)
+        perturbed[name] = play(lanes, hand_made, settings, look=True)
+    plot(logs, perturbed, settings)
 
 
 def show(numbers: dict[str, Any], settings: Settings) -> None:
     """The tables."""
-    console = Console(width=150)
-    table = Table("task", *RIVALS, *[f"agent {s}" for s in settings.seeds])
-    table.title = "Restricted mean time over that of the best tuned rival (success)"
+    console = Console(width=160)
+    agents = [f"escape-{seed}" for seed in settings.seeds]
+    table = Table("task", *RIVALS, *agents, *[f"{agent} / noisy" for agent in agents])
+    table.title = "Gradients until solved, restricted mean (success); ratio to the best noisy rival"
     for task, entry in numbers["race"].items():
-        cells = []
-        for name in (*RIVALS, *[f"escape-{seed}" for seed in settings.seeds]):
-            value = entry.get(name)
-            cells.append(
-                ""
-                if value is None
-                else f"{value['rmst over that of the best tuned rival'][0]:.2f} "
-                f"({value['success'][0]:.0%})"
-            )
-        table.add_row(task, *cells)
+        cells = [
+            f"{entry[name]['rmst']:.1f} ({entry[name]['success'][0]:.0%})"
+            for name in (*RIVALS, *agents)
+        ]
+        ratios = [entry[agent]["over the best noisy rival"][1:] for agent in agents]
+        table.add_row(task, *cells, *[f"{r[0]:.2f} [{r[1]:.2f}, {r[2]:.2f}]" for r in ratios])
     console.print(table)
-    table = Table("problem", "seed", "steps", "without kicks", "solved", "without kicks")
+    table = Table(
+        "problem", "seed", "steps", "without kicks", "ratio", "solved", "without", "kicks"
+    )
     for name, entry in numbers["episodes"].items():
         for seed, row in entry.items():
+            ratio = row["ratio"]
             table.add_row(
                 name,
                 seed,
-                f"{row['mean steps']:.1f}",
-                f"{row['mean steps without kicks']:.1f}",
-                f"{row['solved']:.0%}",
-                f"{row['solved without kicks']:.0%}",
+                f"{row['steps']:.1f}",
+                f"{row['steps without kicks']:.1f}",
+                f"{ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]",
+                f"{row['solved']:.1%}",
+                f"{row['solved without kicks']:.1%}",
+                f"{row['kicks']:.2f}",
             )
     console.print(table)
 
 
-def plot(logs: dict[str, Log], settings: Settings) -> None:
-    """Kicks in the plane of gradient norm and lowest eigenvalue, beside steps without one."""
+def plot(logs: dict[str, Log], perturbed: dict[str, Log], settings: Settings) -> None:
+    """Kicks in the plane of gradient norm and lowest eigenvalue, and when they come."""
     figure, axes = plt.subplots(
-        1, len(logs), figsize=(3.4 * len(logs), 3.6), layout="constrained", sharey=True
-    )
-    for axis, (name, log) in zip(np.atleast_1d(axes), logs.items(), strict=True):
-        if log.seen:
-            seen = np.array(log.seen)
-            axis.plot(
-                np.log10(seen[:, 1] + 1e-12), np.arcsinh(seen[:, 2] * 1e3), ".",
-                color="#999999", markersize=3, label="no kick",
+        2, len(logs), figsize=(2.8 * len(logs), 6), layout="constrained",
+        sharey="row", height_ratios=(2, 1), squeeze=False,
+    )  # fmt: skip
+    colours = ("#56B4E9", "#E69F00", "#D55E00", "#009E73")
+    labels = ("kick 0.01", "kick 0.1", "kick 1", "along curvature")
+    bins = np.arange(0, 105, 5)
+    for (top, bottom), (name, log) in zip(axes.T, logs.items(), strict=True):
+        scatter(top, log.seen, ".", color="#BBBBBB", markersize=3, label="no kick")
+        for size, (colour, label) in enumerate(zip(colours, labels, strict=True)):
+            rows = [row for row in log.when if row[3] == KICKS.start + size]
+            scatter(top, rows, "^", color=colour, markersize=4, alpha=0.7, label=label)
+        if name in perturbed:
+            scatter(
+                top, perturbed[name].when, "x", color="black", markersize=4, alpha=0.5,
+                label="perturbed descent kicks",
             )  # fmt: skip
-        if log.when:
-            when = np.array(log.when)
-            sizes = when[:, 3] - KICKS.start
-            for size, label in enumerate(("0.01", "0.1", "1", "curvature")):
-                chosen = when[sizes == size]
-                axis.plot(
-                    np.log10(chosen[:, 1] + 1e-12), np.arcsinh(chosen[:, 2] * 1e3), "^",
-                    color=("#56B4E9", "#E69F00", "#D55E00", "#009E73")[size], markersize=5,
-                    label=f"kick {label}" if len(chosen) else None,
-                )  # fmt: skip
-        axis.set(title=f"{name}: {len(log.when)} kicks", xlabel="log10 gradient norm / largest")
-        axis.axhline(0, color="#999999", linewidth=1)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    ticks = [-1e-1, -1e-2, -1e-3, 0, 1e-3, 1e-2, 1e-1]
-    np.atleast_1d(axes)[0].set_yticks(
-        [math.asinh(tick * 1e3) for tick in ticks], [f"{tick:g}" for tick in ticks]
-    )
-    np.atleast_1d(axes)[0].set_ylabel("lowest eigenvalue / typical curvature")
-    figure.savefig(settings.out / "kicks.png", dpi=120)
+        top.axvline(math.log10(THRESHOLD), color="black", linestyle=":", linewidth=1)
+        top.axhline(0, color="#999999", linewidth=1)
+        count = len(log.when) / len(log.steps)
+        top.set(title=f"{name}\n{count:.2f} kicks an episode", xlabel="log10 gradient / largest")
+        bottom.hist(
+            [[row[0] for row in log.when if row[3] == KICKS.start + k] for k in range(4)],
+            bins=bins, stacked=True, color=colours, label=labels,
+            weights=[
+                [1 / len(log.steps)] * sum(row[3] == KICKS.start + k for row in log.when)
+                for k in range(4)
+            ],
+        )  # fmt: skip
+        top.set_xlim(-6.2, 0.2)
+        bottom.set(xlabel="step", xlim=(0, 100))
+        for axis in (top, bottom):
+            axis.grid(alpha=0.3)
+    ticks = [-1, -1e-1, -1e-2, -1e-3, 0, 1e-3, 1e-2, 1e-1, 1]
+    axes[0, 0].set_yticks([squeezed(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
+    axes[0, 0].set_ylabel("lowest eigenvalue / typical curvature")
+    axes[1, 0].set_ylabel("kicks an episode")
+    handles = {
+        label: handle
+        for axis in axes[0]
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.savefig(settings.out / "kicks.png", dpi=110)
     plt.close(figure)
+
+
+def scatter(axis: Any, rows: list[list[float]], marker: str, **how: Any) -> None:
+    """Points at gradient norm and lowest eigenvalue."""
+    if rows:
+        points = np.array(rows)
+        axis.plot(np.log10(points[:, 1] + 1e-12), squeezed(points[:, 2]), marker, **how)
+
+
+def squeezed(values: Any) -> Any:
+    """Logarithmic beyond a thousandth, either way."""
+    return np.arcsinh(np.asarray(values) * 1e3)
 
 
 if __name__ == "__main__":
