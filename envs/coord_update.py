@@ -50,9 +50,9 @@ class CoordUpdateEnv(OptimizationEnv):
 
     {observation_table}
 
-    `info["opt"]` holds the gap, the best gap, the gradients paid for, the kicks (none here),
-    whether the run has diverged, and the radius as `step_size`. It is for metrics and plots; the
-    gap rests on the minimum, which no optimizer knows.
+    `info["opt"]` holds the gap, the best gap, the loss, the gradients paid for, the kicks (none
+    here), whether the run has diverged, and the radius as `step_size`. It is for metrics and plots;
+    the gap rests on the minimum, which no optimizer knows.
 
     ## Rewards
 

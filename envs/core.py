@@ -294,14 +294,15 @@ class OptimizationCore:
 
         Returns:
             ``gap`` and ``best_gap``, ``log10_gap`` (of the one that is scored plus the target; of
-            ``e`` times the ceiling where the run has diverged), ``num_gradients``, ``kicks``,
-            ``diverged`` and the actuator's controls, with underscores for spaces.
+            ``e`` times the ceiling where the run has diverged), ``loss``, ``num_gradients``,
+            ``kicks``, ``diverged`` and the actuator's controls, with underscores for spaces.
         """
         controls = self.actuator.controls(state.actuator)
         return {
             "gap": state.gap,
             "best_gap": state.best_gap,
             "log10_gap": state.potential / -math.log(10),
+            "loss": state.loss,
             "num_gradients": state.steps,
             "kicks": state.kicks,
             "diverged": state.has_diverged,

@@ -58,9 +58,9 @@ class HyperControlEnv(OptimizationEnv):
 
     {observation_table}
 
-    `info["opt"]` holds the gap, the best gap, the gradients paid for, the kicks (none here),
-    whether the run has diverged, and the controls. It is for metrics and plots; the gap rests on
-    the minimum, which no optimizer knows.
+    `info["opt"]` holds the gap, the best gap, the loss, the gradients paid for, the kicks (none
+    here), whether the run has diverged, and the controls. It is for metrics and plots; the gap
+    rests on the minimum, which no optimizer knows.
 
     ## Rewards
 

@@ -48,9 +48,9 @@ class LearningRateEnv(OptimizationEnv):
 
     {observation_table}
 
-    `info["opt"]` holds the gap, the best gap, the gradients paid for, the kicks (none here),
-    whether the run has diverged, and the learning rate as `step_size`. It is for metrics and plots:
-    gaps are those on all training data.
+    `info["opt"]` holds the gap, the best gap, the loss, the gradients paid for, the kicks (none
+    here), whether the run has diverged, and the learning rate as `step_size`. It is for metrics and
+    plots: gaps and losses are those on all training data.
 
     ## Rewards
 

@@ -69,9 +69,9 @@ class SaddleEscapeEnv(OptimizationEnv):
 
     {observation_table}
 
-    `info["opt"]` holds the gap, the best gap, the gradients paid for, the kicks made, whether the
-    run has diverged, step size and momentum. It is for metrics and plots; the gap rests on the
-    minimum, which no optimizer knows.
+    `info["opt"]` holds the gap, the best gap, the loss, the gradients paid for, the kicks made,
+    whether the run has diverged, step size and momentum. It is for metrics and plots; the gap rests
+    on the minimum, which no optimizer knows.
 
     ## Rewards
 

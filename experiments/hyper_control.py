@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from envs import scripted
+from envs.fixed_settings import GRID, FixedSetting, Sweep, sweep
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.evaluate import evaluate_with_controls
 from learned_opt.rl.train import train_agent
@@ -51,7 +51,7 @@ training and its evaluations use neither."""
 
 # The optimum is sharp in both, so that a coarse grid would flatter the agent.
 FINE_GRID = tuple(
-    scripted.FixedSetting(float(10**decade), momentum)
+    FixedSetting(float(10**decade), momentum)
     for decade in np.arange(-1, 0.65, 0.1)
     for momentum in (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 )
@@ -129,7 +129,7 @@ def interval(values: NDArray[np.float64], statistic: Callable[..., Any] = np.med
 def fixed_settings(settings: Settings, dim: int, horizon: int) -> dict[str, list[float]]:
     """What settings that nobody steers reach on the reported instances."""
 
-    def swept(pool: int, decades: tuple[float, float] | None) -> scripted.Sweep:
+    def swept(pool: int, decades: tuple[float, float] | None) -> Sweep:
         kwargs = held_out(dim, pool, settings.num_instances)
         if decades is not None:
             kwargs["learning_rate"] = decades
@@ -143,16 +143,16 @@ def fixed_settings(settings: Settings, dim: int, horizon: int) -> dict[str, list
                 **kwargs,
             )
 
-        grid = scripted.GRID if decades is None else FINE_GRID
-        return scripted.sweep(make, grid, seed=pool)
+        grid = GRID if decades is None else FINE_GRID
+        return sweep(make, grid, seed=pool)
 
     found = {}
     # The pools of instances do not depend on the step size that an episode starts with.
     for name, decades in (("relative", None), ("absolute", (0.0, 0.0))):
         chosen = swept(CHOICE_SEED, decades).best_index
         reported = swept(REPORT_SEED, decades)
-        found[f"best constant, {name} step size"] = interval(reported.log_gaps[chosen])
-        found[f"hindsight oracle, {name} step size"] = interval(reported.log_gaps.min(0))
+        found[f"best constant, {name} step size"] = interval(reported.log10_gaps[chosen])
+        found[f"hindsight oracle, {name} step size"] = interval(reported.log10_gaps.min(0))
     return found
 
 
@@ -191,8 +191,8 @@ def main(settings: Settings) -> None:
             )
             entry[f"seed {seed}"] = {
                 name: {
-                    "median": interval(episodes["log10_gap"]),
-                    "diverged": float(episodes["diverged"].mean()),
+                    "median": interval(episodes.log10_gaps),
+                    "diverged": float(episodes.diverged.mean()),
                 }
                 for name, episodes in played.items()
             }

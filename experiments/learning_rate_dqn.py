@@ -208,7 +208,7 @@ def agents(settings: Settings) -> dict[str, dict[str, Any]]:
             seed=REPORT_SEED,
         )
         found[f"seed {seed}"] = {
-            name: interval(np.where(episodes["diverged"], np.inf, episodes["loss"]))
+            name: interval(np.where(episodes.diverged, np.inf, episodes.losses))
             for name, episodes in played.items()
         }
     return found

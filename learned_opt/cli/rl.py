@@ -13,10 +13,11 @@ from rich.table import Table
 from learned_opt.cli.options import LocalOptions, Options
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.errors import LearnedOptError, require
+from learned_opt.rl.checkpoints import export_checkpoint
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.environments import make_lanes, resolve_environment
 from learned_opt.rl.evaluate import evaluate_with_controls, summarize
-from learned_opt.rl.train import AgentResult, export_checkpoint, train_agent
+from learned_opt.rl.train import AgentResult, train_agent
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.rules.weights import load_rule, read_metadata
 from learned_opt.tracking import open_tracker

@@ -101,11 +101,11 @@ def evaluate(rule: Rule, held_out: Sequence[HeldOut], *, num_steps: int) -> Eval
         losses = unroll(entry.task, rule, entry.problems, num_steps=num_steps, rng=rng).losses
         gaps = relative_gaps(losses[:, 1:], facts=facts, initial=losses[:, 0]).double()
         floor = math.log10(torch.finfo(losses.dtype).eps)
-        log_gaps = gaps.log10().nan_to_num(nan=WORST_LOG10_GAP).clamp(floor, WORST_LOG10_GAP)
+        log10_gaps = gaps.log10().nan_to_num(nan=WORST_LOG10_GAP).clamp(floor, WORST_LOG10_GAP)
         final = losses[:, -1].double()
-        scores.append(log_gaps.mean().item())
+        scores.append(log10_gaps.mean().item())
         metrics[f"{entry.label}/mean_log10_gap"] = scores[-1]
-        metrics[f"{entry.label}/final_log10_gap"] = log_gaps[:, -1].mean().item()
+        metrics[f"{entry.label}/final_log10_gap"] = log10_gaps[:, -1].mean().item()
         metrics[f"{entry.label}/nonfinite"] = (~final.isfinite()).double().mean().item()
         if bool((facts.minimum >= 0).all()):
             tiny = torch.finfo(losses.dtype).tiny

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.rl.config import AgentConfig
+from learned_opt.rl.environments import make_lanes
 from learned_opt.rl.optional import require_module
 from learned_opt.rl.state import pack, unpack
 from learned_opt.rules.policy import ACTIVATIONS
@@ -31,6 +32,29 @@ _COUNTERS = (
     "_n_calls",
 )
 _REPLAYED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def build_adapter(config: AgentConfig) -> Any:
+    """The lanes of an environment as stable-baselines3 takes them.
+
+    Args:
+        config: settings of the agent that will play in them.
+
+    Returns:
+        A `LaneAdapter`.
+
+    Raises:
+        LearnedOptError: if the extra ``rl`` is not installed or the environment cannot be made.
+    """
+    adapter = require_module("learned_opt.rl.adapter")
+    lanes = make_lanes(config.env, config.env_settings, num_lanes=config.num_lanes)
+    return adapter.LaneAdapter(
+        lanes,
+        reward_scale=config.reward_scale,
+        reward_clip=config.reward_clip,
+        stagger=config.stagger,
+        marks_truncation=not config.is_on_policy,
+    )
 
 
 def build_agent(config: AgentConfig, env: Any) -> Any:

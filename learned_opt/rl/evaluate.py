@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learned_opt.actuators import Actuator
 from learned_opt.errors import require
 from learned_opt.rl.environments import make_lanes
+from learned_opt.rl.episodes import Decide, Episodes, play
 from learned_opt.rules.base import Rule
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.trees import Tree
-
-Episodes = dict[str, NDArray[Any]]
-"""One array ``[N]`` for each thing known of the episodes; see `evaluate_rule_in_env`."""
-
-_Decide = Callable[[int, Tensor, Tensor | None], Tensor]
 
 
 def evaluate_rule_in_env(
@@ -43,15 +41,13 @@ def evaluate_rule_in_env(
         num_steps: longest episode; None takes the environment's own limit.
 
     Returns:
-        ``return`` (the environment's units), ``length``, ``log10_gap`` (what the environment
-        scores at the end, see `OptimizationCore.metrics`), ``loss`` at the end, ``solved``,
-        ``diverged`` and ``kicks``, each ``[N]``.
+        How the episodes ended.
 
     Raises:
         LearnedOptError: if the rule is no policy or steers something else than the environment.
     """
     lanes = _lanes(env, env_settings, num_lanes, num_steps)
-    return play(rule, lanes, seed=seed).episodes
+    return play_rule(rule, lanes, seed=seed).episodes
 
 
 def evaluate_with_controls(
@@ -83,13 +79,13 @@ def evaluate_with_controls(
         LearnedOptError: if the rule is no policy or steers something else than the environment.
     """
     lanes = _lanes(env, env_settings, num_lanes, num_steps)
-    policy = play(rule, lanes, seed=seed)
+    policy = play_rule(rule, lanes, seed=seed)
     nothing = lanes.unwrapped.core.actuator.neutral()[None]
     return {
         "policy": policy.episodes,
-        "state-blind": play(rule, lanes, seed=seed, blind=policy.mean_observation).episodes,
-        "replay": _play(lanes, _open_loop(lanes, policy.schedule), seed=seed).episodes,
-        "nothing": _play(lanes, _open_loop(lanes, nothing), seed=seed).episodes,
+        "state-blind": play_rule(rule, lanes, seed=seed, blind=policy.mean_observation).episodes,
+        "replay": play(lanes, _open_loop(lanes, policy.schedule), seed=seed),
+        "nothing": play(lanes, _open_loop(lanes, nothing), seed=seed),
     }
 
 
@@ -103,15 +99,14 @@ def summarize(episodes: Episodes) -> dict[str, float]:
         Median and mean of the log10 gap, share solved, share diverged, mean return, mean length and
         mean number of kicks.
     """
-    gap = episodes["log10_gap"]
     return {
-        "median_log10_gap": float(np.median(gap)),
-        "mean_log10_gap": float(gap.mean()),
-        "solved": float(episodes["solved"].mean()),
-        "diverged": float(episodes["diverged"].mean()),
-        "return": float(episodes["return"].mean()),
-        "length": float(episodes["length"].mean()),
-        "kicks": float(episodes["kicks"].mean()),
+        "median_log10_gap": float(np.median(episodes.log10_gaps)),
+        "mean_log10_gap": float(episodes.log10_gaps.mean()),
+        "solved": float(episodes.solved.mean()),
+        "diverged": float(episodes.diverged.mean()),
+        "return": float(episodes.returns.mean()),
+        "length": float(episodes.lengths.mean()),
+        "kicks": float(episodes.kicks.mean()),
     }
 
 
@@ -130,7 +125,7 @@ class Played:
     schedule: Tensor
 
 
-def play(
+def play_rule(
     rule: Rule,
     lanes: Any,
     *,
@@ -148,7 +143,7 @@ def play(
         look: called at the start and after each step.
 
     Returns:
-        The episodes.
+        The episodes, and what was seen and decided in them.
 
     Raises:
         LearnedOptError: if the rule is no policy or steers something else than the environment.
@@ -164,21 +159,13 @@ def play(
         f"the rule steers '{rule.actuator.name}' with {rule.actuator.config()}, "
         f"the environment '{actuator.name}' with {actuator.config()}",
     )
-    memory: Tree = {}
-
-    def decide(step: int, observation: Tensor, mask: Tensor | None) -> Tensor:
-        nonlocal memory
-        if step == 0 and rule.lstm_units:
-            empty = observation.new_zeros(*observation.shape[:-1], rule.lstm_units)
-            memory = {"hidden": empty, "cell": empty}
-        if blind is not None:
-            # The mask tells something of the state, too; a choice that it forbids is no choice.
-            mask = None
-            observation = blind.to(observation).expand_as(observation)
-        decision, memory = rule.decide(observation, memory, mask=mask)
-        return decision
-
-    return _play(lanes, decide, seed=seed, look=look)
+    policy = _RulePolicy(rule, actuator, lanes.num_envs, blind=blind)
+    episodes = play(lanes, policy, seed=seed, look=look)
+    return Played(
+        episodes=episodes,
+        mean_observation=policy.mean_observation,
+        schedule=torch.stack(policy.schedule),
+    )
 
 
 def film(rule: Rule, lanes: Any, *, seed: int) -> list[NDArray[np.uint8]]:
@@ -198,7 +185,7 @@ def film(rule: Rule, lanes: Any, *, seed: int) -> list[NDArray[np.uint8]]:
     """
     require(lanes.unwrapped.render_mode == "rgb_array", "lanes must be made to draw 'rgb_array'")
     frames: list[NDArray[np.uint8]] = []
-    play(rule, lanes, seed=seed, look=lambda: frames.append(lanes.render()[0]))
+    play_rule(rule, lanes, seed=seed, look=lambda: frames.append(lanes.render()[0]))
     return frames
 
 
@@ -212,78 +199,65 @@ def _lanes(
     return make_lanes(env, settings, num_lanes=num_lanes, autoreset="Disabled")
 
 
-def _open_loop(lanes: Any, schedule: Tensor) -> _Decide:
+def _open_loop(lanes: Any, schedule: Tensor) -> Decide:
     """Decisions that do not look: those of `schedule`, and then its last one again and again."""
-    actuator = lanes.unwrapped.core.actuator
-
-    def decide(step: int, observation: Tensor, mask: Tensor | None) -> Tensor:
-        del mask
-        decision = schedule[min(step, len(schedule) - 1)]
-        shape = observation.shape[:-1]
-        return decision.expand(
-            *(shape if actuator.actions.is_discrete else (*shape, actuator.actions.size))
-        )
-
-    return decide
+    shape = lanes.action_space.shape
+    decisions = itertools.chain(schedule, itertools.repeat(schedule[-1]))
+    return lambda observation, info: next(decisions).expand(shape).numpy()
 
 
-@torch.no_grad()
-def _play(
-    lanes: Any, decide: _Decide, *, seed: int, look: Callable[[], None] | None = None
-) -> Played:
-    env = lanes.unwrapped
-    core, num_lanes = env.core, env.num_envs
-    is_discrete, size = core.actuator.actions.is_discrete, core.actuator.actions.size
-    first, info = lanes.reset(seed=seed)
-    observation = torch.from_numpy(first)
-    is_playing = np.ones(num_lanes, bool)
-    returns, lengths = np.zeros(num_lanes), np.zeros(num_lanes, np.int64)
-    loss = env.state.loss.numpy().copy()
-    log_gap, kicks = np.zeros(num_lanes), np.zeros(num_lanes, np.int64)
-    diverged = np.zeros(num_lanes, bool)
-    solved = np.zeros(num_lanes, bool)
-    total = torch.zeros(observation.shape[-1], dtype=torch.float64)
-    count = 0
-    schedule: list[Tensor] = []
-    if look is not None:
-        look()
-    for step in range(env.max_episode_steps):
-        mask = info.get("action_mask")
-        action = decide(step, observation, None if mask is None else torch.from_numpy(mask))
-        playing = torch.from_numpy(is_playing)
-        seen = observation[playing].reshape(-1, observation.shape[-1])
-        total, count = total + seen.double().sum(0), count + len(seen)
-        taken = action[playing]
-        schedule.append(
+@final
+class _RulePolicy:
+    """A rule that decides in lanes, and a record of what it saw and did in their first episodes.
+
+    Its memory starts empty and is never emptied again: one object for one call of `play`.
+
+    Attributes:
+        schedule: a row for each step, see `Played`.
+    """
+
+    def __init__(
+        self, rule: PolicyRule, actuator: Actuator, num_lanes: int, *, blind: Tensor | None
+    ) -> None:
+        self._rule, self._actions, self._blind = rule, actuator.actions, blind
+        self._num_begun = np.zeros(num_lanes, np.int64)
+        self._memory: Tree = {}
+        self._total = torch.zeros(len(actuator.features), dtype=torch.float64)
+        self._count = 0
+        self.schedule: list[Tensor] = []
+
+    @property
+    def mean_observation(self) -> Tensor:
+        """``[F]`` over lanes, coordinates and time."""
+        return self._total / self._count
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        """Count the episodes of the lanes in `mask`, which begin new ones."""
+        self._num_begun += mask
+
+    @torch.no_grad()
+    def __call__(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[Any]:
+        """Decide in every lane."""
+        seen, mask = torch.from_numpy(observation), info.get("action_mask")
+        decided = self._decide(seen, None if mask is None else torch.from_numpy(mask))
+        is_first = torch.from_numpy(self._num_begun == 1)
+        rows = seen[is_first].reshape(-1, seen.shape[-1])
+        self._total, self._count = self._total + rows.double().sum(0), self._count + len(rows)
+        taken, size = decided[is_first], self._actions.size
+        self.schedule.append(
             torch.bincount(taken.reshape(-1), minlength=size).argmax()
-            if is_discrete
+            if self._actions.is_discrete
             else taken.reshape(-1, size).mean(0)
         )
-        following, rewards, terminated, truncated, info = lanes.step(action.numpy())
-        observation = torch.from_numpy(following)
-        metrics = info["opt"]
-        returns += np.where(is_playing, rewards, 0.0)
-        lengths += is_playing
-        log_gap = np.where(is_playing, metrics["log10_gap"], log_gap)
-        loss = np.where(is_playing, env.state.loss.numpy(), loss)
-        kicks = np.where(is_playing, metrics["kicks"], kicks)
-        diverged |= is_playing & metrics["diverged"]
-        solved |= is_playing & terminated & ~metrics["diverged"]
-        if look is not None:
-            look()
-        is_playing &= ~(terminated | truncated)
-        if not is_playing.any():
-            break
-    return Played(
-        episodes={
-            "return": returns,
-            "length": lengths,
-            "log10_gap": log_gap,
-            "loss": loss,
-            "solved": solved,
-            "diverged": diverged,
-            "kicks": kicks,
-        },
-        mean_observation=total / count,
-        schedule=torch.stack(schedule),
-    )
+        return decided.numpy()
+
+    def _decide(self, observation: Tensor, mask: Tensor | None) -> Tensor:
+        if not self._memory and self._rule.lstm_units:
+            empty = observation.new_zeros(*observation.shape[:-1], self._rule.lstm_units)
+            self._memory = {"hidden": empty, "cell": empty}
+        if self._blind is not None:
+            # The mask tells something of the state, too; a choice that it forbids is no choice.
+            mask = None
+            observation = self._blind.to(observation).expand_as(observation)
+        decision, self._memory = self._rule.decide(observation, self._memory, mask=mask)
+        return decision

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from learned_opt.actuators import Actuator
 from learned_opt.errors import LearnedOptError, require
+from learned_opt.rl.config import AgentConfig
+from learned_opt.rl.environments import resolve_environment
 from learned_opt.rules.policy import ACTIVATIONS, PolicyRule
 from learned_opt.rules.weights import save_rule
 
@@ -129,3 +131,47 @@ def save_agent(rule: PolicyRule, path: Path | str, *, about: dict[str, Any]) -> 
         }),
     }
     return save_rule(rule, path, metadata={**own, **about})
+
+
+def middle_learning_rate(core: Any) -> float:
+    """The geometric middle of the initial step sizes that were trained on.
+
+    Args:
+        core: the environment's decision process.
+
+    Returns:
+        A step size for `export_agent`.
+    """
+    low, high = core.settings.learning_rate
+    return float(10 ** ((low + high) / 2) / core.task.smoothness)
+
+
+def about_agent(
+    config: AgentConfig, core: Any, steps: int, scores: dict[str, float]
+) -> dict[str, Any]:
+    """The header of an exported agent.
+
+    Args:
+        config: the settings of its training.
+        core: the environment's decision process.
+        steps: steps of lanes that it was trained for.
+        scores: its last evaluation, see `summarize`.
+
+    Returns:
+        Entries for `save_agent`.
+    """
+    # How often a run was saved is not what its agent is.
+    settings = {k: v for k, v in config.to_json().items() if k != "checkpoint_seconds"}
+    short = resolve_environment(config.env).rpartition("/")[2]
+    return {
+        "description": f"{config.algo} agent on {short}, task {core.settings.task}",
+        "tasks": [core.settings.task],
+        "horizon": str(settings["env_settings"].get("max_episode_steps", "")),
+        "seed": str(config.seed),
+        "licence": "Apache-2.0",
+        "scores": scores,
+        "env": {"id": resolve_environment(config.env), "kwargs": settings["env_settings"]},
+        "algo": config.algo,
+        "steps": str(steps),
+        "training": settings,
+    }

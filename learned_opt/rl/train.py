@@ -13,24 +13,26 @@ from typing import Any, final
 import torch
 
 from learned_opt.errors import LearnedOptError, require
-from learned_opt.meta.checkpoint import read_checkpoint, require_same_settings, write_checkpoint
+from learned_opt.meta.checkpoint import require_same_settings, write_checkpoint
 from learned_opt.meta.config import stream_seed
 from learned_opt.meta.history import History
 from learned_opt.meta.interrupts import Interrupted, deferred_signals
-from learned_opt.rl.agents import agent_state, build_agent, cut_values, set_agent_state
+from learned_opt.rl.agents import (
+    agent_state,
+    build_adapter,
+    build_agent,
+    cut_values,
+    set_agent_state,
+)
+from learned_opt.rl.checkpoints import CHECKPOINT, KIND, read_agent_checkpoint
 from learned_opt.rl.config import AgentConfig
-from learned_opt.rl.environments import make_lanes, resolve_environment
-from learned_opt.rl.evaluate import play, summarize
-from learned_opt.rl.export import export_agent, save_agent
+from learned_opt.rl.environments import make_lanes
+from learned_opt.rl.evaluate import play_rule, summarize
+from learned_opt.rl.export import about_agent, export_agent, middle_learning_rate, save_agent
 from learned_opt.rl.optional import require_module
 from learned_opt.rl.state import generators, own_generators, pack, set_generators, unpack
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.tracking import NullTracker, Tracker
-
-CHECKPOINT = "checkpoint.pt"
-"""Name of the checkpoint in a run's folder."""
-
-_KIND = "agent 1"
 
 
 @final
@@ -106,107 +108,6 @@ def train_agent(
             run.close()
 
 
-def load_agent(folder: Path | str) -> tuple[AgentConfig, Any]:
-    """The agent that a run's checkpoint holds.
-
-    Args:
-        folder: where the run was.
-
-    Returns:
-        Its settings and the model of stable-baselines3.
-
-    Raises:
-        LearnedOptError: if there is no checkpoint, or it is damaged or of another kind.
-    """
-    path = Path(folder) / CHECKPOINT
-    require(path.is_file(), f"no checkpoint at '{path}'")
-    saved = _read(path)
-    config = AgentConfig.from_json(saved["settings"])
-    with own_generators():
-        model = build_agent(config, _adapter(config))
-        model._last_obs = model.get_env().reset()
-        model._last_episode_starts = saved["agent"]["last_episode_starts"].numpy()
-        set_agent_state(model, saved["agent"])
-    return config, model
-
-
-def export_checkpoint(
-    folder: Path | str,
-    path: Path | str,
-    *,
-    learning_rate: float | None = None,
-    scope: str = "problem",
-) -> Path:
-    """Export the agent that a run's checkpoint holds.
-
-    Args:
-        folder: where the run was.
-        path: the weight file to write.
-        learning_rate: initial step size of the rule; None takes the middle of those trained on.
-        scope: ``problem`` or ``tensor``, see `export_agent`.
-
-    Returns:
-        The path.
-
-    Raises:
-        LearnedOptError: if there is no checkpoint, or it is damaged or of another kind.
-    """
-    config, model = load_agent(folder)
-    core = model.get_env().lanes.core
-    rule = export_agent(
-        model,
-        learning_rate=_middle_learning_rate(core) if learning_rate is None else learning_rate,
-        scope=scope,
-    )
-    steps = model.num_timesteps // model.get_env().agents_per_lane
-    return save_agent(rule, path, about=_about(config, core, steps, {}))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    saved = read_checkpoint(path)
-    require(
-        saved.get("kind") == _KIND, f"checkpoint '{path}' is of another kind or version than agents"
-    )
-    return saved
-
-
-def _adapter(config: AgentConfig) -> Any:
-    adapter = require_module("learned_opt.rl.adapter")
-    lanes = make_lanes(config.env, config.env_settings, num_lanes=config.num_lanes)
-    return adapter.LaneAdapter(
-        lanes,
-        reward_scale=config.reward_scale,
-        reward_clip=config.reward_clip,
-        stagger=config.stagger,
-        marks_truncation=not config.is_on_policy,
-    )
-
-
-def _middle_learning_rate(core: Any) -> float:
-    """The geometric middle of the initial step sizes that were trained on."""
-    low, high = core.settings.learning_rate
-    return float(10 ** ((low + high) / 2) / core.task.smoothness)
-
-
-def _about(config: AgentConfig, core: Any, steps: int, scores: dict[str, float]) -> dict[str, Any]:
-    """The header of an exported agent."""
-    # How often a run was saved is not what its agent is.
-    settings = {k: v for k, v in config.to_json().items() if k != "checkpoint_seconds"}
-    short = resolve_environment(config.env).rpartition("/")[2]
-    return {
-        "description": f"{config.algo} agent on {short}, task {core.settings.task}",
-        "tasks": [core.settings.task],
-        "horizon": str(settings["env_settings"].get("max_episode_steps", "")),
-        "seed": str(config.seed),
-        "licence": "Apache-2.0",
-        "scores": scores,
-        "env": {"id": resolve_environment(config.env), "kwargs": settings["env_settings"]},
-        "algo": config.algo,
-        "steps": str(steps),
-        "training": settings,
-    }
-
-
 class _Enough(Exception):
     """Training ends before its last step."""
 
@@ -218,7 +119,7 @@ class _Run:
     def __init__(self, config: AgentConfig, out: Path, tracker: Tracker, *, resume: bool) -> None:
         self.config, self.out, self.tracker = config, out, tracker
         self.settings = config.to_json()
-        self.adapter = _adapter(config)
+        self.adapter = build_adapter(config)
         self.per_lane: int = self.adapter.agents_per_lane
         self.core = self.adapter.lanes.core
         self.model = build_agent(config, self.adapter)
@@ -304,11 +205,13 @@ class _Run:
         return int(every - self.evaluated_at % every)
 
     def _rule(self) -> PolicyRule:
-        return export_agent(self.model, learning_rate=_middle_learning_rate(self.core))
+        return export_agent(self.model, learning_rate=middle_learning_rate(self.core))
 
     def _evaluate(self) -> None:
         rule = self._rule()
-        episodes = play(rule, self.held_out, seed=stream_seed("held-out agents", 0) >> 1).episodes
+        episodes = play_rule(
+            rule, self.held_out, seed=stream_seed("held-out agents", 0) >> 1
+        ).episodes
         self.metrics = summarize(episodes)
         score, self.evaluated_at = self.metrics["return"], self.steps
         record = {f"eval/{name}": value for name, value in self.metrics.items()}
@@ -327,7 +230,7 @@ class _Run:
             self.num_stale += 1
 
     def _save_rule(self, rule: PolicyRule, name: str) -> Path:
-        about = _about(self.config, self.core, self.steps, self.metrics)
+        about = about_agent(self.config, self.core, self.steps, self.metrics)
         return save_agent(rule, self.out / f"{name}.safetensors", about=about)
 
     def save(self) -> None:
@@ -335,7 +238,7 @@ class _Run:
         write_checkpoint(
             self.checkpoint_path,
             {
-                "kind": _KIND,
+                "kind": KIND,
                 "settings": self.settings,
                 "agent": agent_state(self.model),
                 "env": pack(self.adapter.get_state()),
@@ -357,7 +260,7 @@ class _Run:
             The length of the history that belongs to it.
         """
         path = self.checkpoint_path
-        saved = _read(path)
+        saved = read_agent_checkpoint(path)
         # How often to save changes nothing of what is computed.
         free = {"checkpoint_seconds": self.config.checkpoint_seconds}
         require_same_settings(path, {**saved["settings"], **free}, self.settings)

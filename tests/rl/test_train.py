@@ -18,10 +18,11 @@ from learned_opt.errors import LearnedOptError
 from learned_opt.meta.checkpoint import read_checkpoint, write_checkpoint
 from learned_opt.meta.config import stream_seed
 from learned_opt.meta.interrupts import Interrupted
+from learned_opt.rl.checkpoints import export_checkpoint, load_agent
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.evaluate import evaluate_rule_in_env, summarize
 from learned_opt.rl.optional import require_module
-from learned_opt.rl.train import export_checkpoint, load_agent, train_agent
+from learned_opt.rl.train import train_agent
 from learned_opt.rules.weights import load_rule, read_metadata
 from learned_opt.tracking import JsonLinesTracker
 
