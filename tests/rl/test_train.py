@@ -27,6 +27,7 @@ from learned_opt.rules.weights import load_rule, read_metadata
 from learned_opt.tracking import JsonLinesTracker
 
 SETTINGS = {"num_instances": 16, "max_episode_steps": 12, "task_settings": {"dim": 3}}
+MINIBATCHES = {"num_instances": 16, "max_episode_steps": 12, "task": "breast_cancer_mlp"}
 SMALL = {
     "env_settings": {**SETTINGS, "task": "octopus"},
     "num_lanes": 8,
@@ -49,10 +50,15 @@ OFF["rollout_steps"] = 4
 CONFIGS = {
     "ppo": AgentConfig.for_algorithm("ppo", **SMALL, **ON),
     "ppo-coordinates": AgentConfig.for_algorithm("ppo", **SMALL, **ON, env="CoordUpdate-v0"),
-    "maskable-ppo": AgentConfig.for_algorithm("maskable-ppo", **SMALL, **ON, env="SaddleEscape-v0"),
+    "maskable-ppo": AgentConfig.for_algorithm(
+        "maskable-ppo", **SMALL, **ON, env="SaddleEscape-v0", gamma=0.9, bootstrap_truncated=True
+    ),
     "recurrent-ppo": AgentConfig.for_algorithm("recurrent-ppo", **SMALL, **ON, lstm_units=4),
     "sac": AgentConfig.for_algorithm("sac", **SMALL, **OFF),
     "dqn": AgentConfig.for_algorithm("dqn", **SMALL, **OFF, env="SaddleEscape-v0"),
+    "dqn-minibatches": AgentConfig.for_algorithm(
+        "dqn", **{**SMALL, "env_settings": MINIBATCHES}, **OFF, env="LearningRate-v0"
+    ),
 }
 PPO = CONFIGS["ppo"]
 
