@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.core import OptimizationCore, State
+from envs.core import OptimizationCore
 from envs.drawing import draw
+from envs.state import State
 from envs.surfaces import FINEST, Floats, Plane, Trail, Window, plane_of, relative_gaps, window_of
 
 # Surface values per frame, in parameters: a network gets a coarse map, a large one none.

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.core import Playable, State, episode_keys
+from envs.core import Playable, episode_keys
 from envs.rendering import Recorder
 from envs.spaces import action_space, observation_space
+from envs.state import State
 from envs.vector import decisions
 from learned_opt.errors import require
 

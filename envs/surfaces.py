@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.core import OptimizationCore, State
+from envs.core import OptimizationCore
+from envs.state import State
 from learned_opt.trees import unflatten
 
 Floats = NDArray[np.float64]

@@ -13,9 +13,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.core import OptimizationCore, Playable, State, copy_state, episode_keys, write_lanes
+from envs.core import OptimizationCore, Playable, episode_keys
 from envs.rendering import Recorder
 from envs.spaces import action_space, observation_space
+from envs.state import State, copy_state, write_lanes
 from learned_opt.errors import require
 
 

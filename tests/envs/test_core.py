@@ -12,11 +12,10 @@ from torch.testing import assert_close
 from envs.core import (
     OptimizationCore,
     Settings,
-    copy_state,
     episode_keys,
     has_compiler,
-    write_lanes,
 )
+from envs.state import copy_state, write_lanes
 from learned_opt.actuators import CoordUpdate, HyperControl, SaddleEscape, get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.tasks import Rosenbrock, get_task
