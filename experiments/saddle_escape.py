@@ -413,15 +413,15 @@ def plot(logs: dict[str, Log], perturbed: dict[str, Log], settings: Settings) ->
     labels = ("kick 0.01", "kick 0.1", "kick 1", "along curvature")
     bins = np.arange(0, 105, 5)
     for (top, bottom), (name, log) in zip(axes.T, logs.items(), strict=True):
+        if name in perturbed:
+            scatter(
+                top, perturbed[name].when, "x", color="black", markersize=3, alpha=0.2,
+                label="perturbed descent kicks",
+            )  # fmt: skip
         scatter(top, log.seen, ".", color="#BBBBBB", markersize=3, label="no kick")
         for size, (colour, label) in enumerate(zip(colours, labels, strict=True)):
             rows = [row for row in log.when if row[3] == KICKS.start + size]
             scatter(top, rows, "^", color=colour, markersize=4, alpha=0.7, label=label)
-        if name in perturbed:
-            scatter(
-                top, perturbed[name].when, "x", color="black", markersize=4, alpha=0.5,
-                label="perturbed descent kicks",
-            )  # fmt: skip
         top.axvline(math.log10(THRESHOLD), color="black", linestyle=":", linewidth=1)
         top.axhline(0, color="#999999", linewidth=1)
         count = len(log.when) / len(log.steps)
