@@ -53,7 +53,7 @@ MIXTURE: list[dict[str, Any]] = [
     {"task": "sigmoid_regression"},
     {"task": "rosenbrock", "task_settings": {"dim": 4}, "transforms": ROTATED},
     {"task": "random_quadratic"},
-    {"task": "rippled_quadratic"},
+    {"task": "rippled_quadratic", "weight": 2},
 ]
 AGENTS: dict[str, dict[str, Any]] = {
     "hyper-control": {
@@ -98,6 +98,7 @@ def main(settings: Settings) -> None:
             "max_episode_steps": 512,
             "target": 1e-4,
             "gap_unit": "saddle",
+            "kick_cost": 0.05,
             "num_instances": 8192,
         },
         total_steps=settings.total_steps,
