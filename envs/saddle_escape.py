@@ -46,8 +46,8 @@ class SaddleEscapeEnv(OptimizationEnv):
     - *accelerate*: $\eta$ times 1.41, $\mathrm{logit}\, \beta$ up by 0.35, before the step.
     - *brake*: $\eta$ halved, $\mathrm{logit}\, \beta$ down by 0.35, before the step.
     - *reset momentum*: $m = g$ in this step.
-    - *kick 0.01*, *kick 0.1*, *kick 1*: the step, and on top of it a random direction, of length
-      0.01, 0.1 or 1 times $s$ on average.
+    - *kick 0.001*, *kick 0.01*, *kick 0.1*: the step, and on top of it a random direction, of
+      length 0.001, 0.01 or 0.1 times $s$ on average.
     - *kick along negative curvature*: the step, and on top of it 0.1 $s$ along the direction in
       which a step has seen the most negative curvature, towards the side that is downhill. What was
       seen fades by a tenth a step.

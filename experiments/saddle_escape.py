@@ -50,7 +50,7 @@ import matplotlib.pyplot as plt
 
 ENVIRONMENT = "SaddleEscape-v0"
 KICKS = slice(4, 8)
-REPORT_SEED = 62_001
+REPORT_SEED = 63_001
 TARGET = 1e-3
 MAX_STEPS = 512
 THRESHOLD, WAITING = 0.03, 20
@@ -410,7 +410,7 @@ def plot(logs: dict[str, Log], perturbed: dict[str, Log], settings: Settings) ->
         sharey="row", height_ratios=(2, 1), squeeze=False,
     )  # fmt: skip
     colours = ("#56B4E9", "#E69F00", "#D55E00", "#009E73")
-    labels = ("kick 0.01", "kick 0.1", "kick 1", "along curvature")
+    labels = ("kick 0.001", "kick 0.01", "kick 0.1", "along curvature")
     bins = np.arange(0, 105, 5)
     for (top, bottom), (name, log) in zip(axes.T, logs.items(), strict=True):
         if name in perturbed:

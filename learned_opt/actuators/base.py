@@ -137,8 +137,9 @@ class Actuator(ABC):
 
     @property
     def feature_schema(self) -> str:
-        """Digest of the observation; weights trained on another one are refused."""
-        return schema_hash(self.name, *((f.name, f.meaning, f.low, f.high) for f in self.features))
+        """Digest of observation and choices; weights trained on others are refused."""
+        seen = ((f.name, f.meaning, f.low, f.high) for f in self.features)
+        return schema_hash(self.name, self.actions.names, *seen)
 
 
 _REGISTRY: dict[str, type[Actuator]] = {}

@@ -31,7 +31,7 @@ CONTINUE, ACCELERATE, BRAKE, RESET, KICK_SMALL, KICK_MEDIUM, KICK_LARGE, KICK_CU
     range(9)
 )
 KICKS = (KICK_SMALL, KICK_MEDIUM, KICK_LARGE, KICK_CURVATURE)
-KICK_SIZES = (0.01, 0.1, 1.0, 0.1)
+KICK_SIZES = (0.001, 0.01, 0.1, 0.1)
 """Length of each of `KICKS`, in units of the longest step so far."""
 
 _SPEED_UP, _SLOW_DOWN, _MOMENTUM_NOTCH = math.log(1.41), math.log(0.5), 0.35
@@ -46,10 +46,10 @@ class SaddleEscape(Actuator):
     """A heavy ball with nine buttons.
 
     0 continue; 1 accelerate (step size x 1.41, momentum one notch up); 2 brake (step size halved,
-    momentum one notch down); 3 reset momentum; 4, 5, 6 kick in a random direction by 0.01, 0.1 or 1
-    times the longest step so far; 7 kick by 0.1 of it, downhill along the direction in which the
-    steps have seen the most negative curvature; 8 go back to the best point. Every choice costs the
-    one gradient of its step: curvature comes from the steps themselves, not from extra
+    momentum one notch down); 3 reset momentum; 4, 5, 6 kick in a random direction by 0.001, 0.01 or
+    0.1 times the longest step so far; 7 kick by 0.1 of it, downhill along the direction in which
+    the steps have seen the most negative curvature; 8 go back to the best point. Every choice costs
+    the one gradient of its step: curvature comes from the steps themselves, not from extra
     evaluations, so a trained policy runs inside any training loop.
 
     Kicks are masked during a cooldown and once the budget is spent, the curvature kick until
@@ -78,9 +78,9 @@ class SaddleEscape(Actuator):
                 "accelerate",
                 "brake",
                 "reset momentum",
+                "kick 0.001",
                 "kick 0.01",
                 "kick 0.1",
-                "kick 1",
                 "kick along negative curvature",
                 "return to best",
             ),
