@@ -9,8 +9,8 @@ measure is theirs: the margin of victory, here by how much the mean objective of
 below the best of the others at the same iteration, averaged over 100 test problems.
 
 Gradient descent and momentum are tuned on the training problems. Conjugate gradients and L-BFGS
-are SciPy's; one of their iterations may cost several evaluations because of the line search, and it
-is iterations that the measure counts, in their favour.
+are SciPy's; one of their iterations may cost several gradients because of the line search (the
+table says how many), and it is iterations that the measure counts, in their favour.
 
     python experiments/li_malik.py            # about 20 minutes on one core
     python experiments/li_malik.py --smoke    # seconds; shows that it runs, not the result
@@ -118,16 +118,24 @@ def tuned(task: Task, problems: Problems, num_steps: int) -> dict[str, Rule]:
     return found
 
 
-def classical(task: Task, problems: Problems, method: str, num_steps: int) -> Curves:
-    """SciPy's optimizer on each problem; it stays where it stops early."""
-    return np.array([
+def classical(task: Task, problems: Problems, method: str, num_steps: int) -> tuple[Curves, float]:
+    """SciPy's optimizer on each problem; it stays where it stops early.
+
+    Returns:
+        The objectives, and the mean number of gradients that an iteration took.
+    """
+    runs = [
         classical_run(task, problems.select(torch.tensor([n])), method, num_steps)
         for n in range(problems.num_problems)
-    ])
+    ]
+    gradients, iterations = (sum(run[i] for run in runs) for i in (1, 2))
+    return np.array([run[0] for run in runs]), gradients / iterations
 
 
-def classical_run(task: Task, problem: Problems, method: str, num_steps: int) -> list[float]:
-    """The same on one problem."""
+def classical_run(
+    task: Task, problem: Problems, method: str, num_steps: int
+) -> tuple[list[float], int, int]:
+    """The same on one problem: objectives, gradients, iterations."""
     problem = problem.to(dtype=torch.float64, device="cpu")
     row: list[float] = []
 
@@ -143,9 +151,11 @@ def classical_run(task: Task, problem: Problems, method: str, num_steps: int) ->
     start = flatten(problem.params)[0].numpy()
     row.append(value_and_slope(start)[0])
     options = {"maxiter": num_steps}
-    minimize(value_and_slope, start, jac=True, method=method, callback=note, options=options)
+    result = minimize(
+        value_and_slope, start, jac=True, method=method, callback=note, options=options
+    )
     row = row[: num_steps + 1]
-    return row + [row[-1]] * (num_steps + 1 - len(row))
+    return row + [row[-1]] * (num_steps + 1 - len(row)), int(result.njev), int(result.nit)
 
 
 def agent(settings: Settings, task: str, seed: int, learning_rate: float) -> Rule:
@@ -195,10 +205,14 @@ def race(settings: Settings, task_name: str) -> dict[str, Any]:
     hand_made = {name: curves(task, rule, test, horizon) for name, rule in rules.items()}
     learning_rate = rules["gradient descent"].learning_rate
     assert isinstance(learning_rate, torch.Tensor)
-    hand_made["conjugate gradients"] = classical(task, test, "CG", horizon)
-    hand_made["L-BFGS"] = classical(task, test, "L-BFGS-B", horizon)
+    price = {}
+    for name, method in (("conjugate gradients", "CG"), ("L-BFGS", "L-BFGS-B")):
+        hand_made[name], price[name] = classical(task, test, method, horizon)
     rivals = {name: run.mean(0) for name, run in hand_made.items()}
-    found: dict[str, Any] = {"mean objective": {k: v.tolist() for k, v in rivals.items()}}
+    found: dict[str, Any] = {
+        "mean objective": {k: v.tolist() for k, v in rivals.items()},
+        "gradients an iteration": price,
+    }
     for seed in settings.seeds:
         own = curves(task, agent(settings, task_name, seed, learning_rate.item()), test, horizon)
         margin = margins({"agent": own.mean(0), **rivals})["agent"]
@@ -237,6 +251,8 @@ def main(settings: Settings) -> None:
             mean = found[f"agent {seed}"]["mean objective"]
             table.add_row(f"agent, seed {seed}", *[f"{mean[t]:.4f}" for t in shown], style="bold")
         console.print(table)
+        for name, price in found["gradients an iteration"].items():
+            console.print(f"{name}: {price:.2f} gradients an iteration")
         for seed in settings.seeds:
             entry = found[f"agent {seed}"]
             console.print(
