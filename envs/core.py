@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -54,8 +55,9 @@ class Settings:
         kick_cost: reward lost for a kick.
         dtype: ``float32`` or ``float64``.
         compile: let `torch.compile` make one piece of code of a step: twice as fast for closed-form
-            tasks after the few seconds of the first step. It needs a C++ compiler, and results
-            differ from those without it in rounding.
+            tasks after the few seconds of the first step. It needs a C++ compiler, results differ
+            from those without it in rounding, and torch does it for eight different environments
+            of a process; further ones run as without it, with a warning.
     """
 
     task: str = "strict_saddle"
@@ -213,6 +215,7 @@ class OptimizationCore:
         best_gap = torch.where(has_diverged, state.best_gap, torch.minimum(state.best_gap, gap))
         scored = best_gap if self.settings.best_so_far else gap
         potential = -torch.log(scored.clamp_min(0) + self.settings.target)
+        lowest = -torch.log(state.ceiling + self.settings.target)
         return {
             "point": point,
             "grads": grads,
@@ -222,7 +225,7 @@ class OptimizationCore:
             "gap": gap,
             "has_diverged": has_diverged,
             "best_gap": best_gap,
-            "potential": torch.where(has_diverged, -state.ceiling.log() - 1, potential),
+            "potential": torch.where(has_diverged, lowest - 1, potential),
             "kicks": state.kicks if step.kicked is None else state.kicks + step.kicked,
             "steps": state.steps + 1,
         }
@@ -308,8 +311,8 @@ class OptimizationCore:
 
 def has_compiler() -> bool:
     """Whether there is what `torch.compile` needs."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ((named,) if named else ("g++", "clang++", "c++")))
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", usual)) is not None
 
 
 class Playable:

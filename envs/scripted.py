@@ -19,7 +19,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from envs.vector import OptimizationVectorEnv
-from learned_opt.actuators.saddle_escape import KICK_MEDIUM, KICKS
+from learned_opt.actuators.saddle_escape import KICK_LARGE, KICKS
 from learned_opt.errors import require
 
 
@@ -157,7 +157,7 @@ class KickEvery(Policy):
     """
 
     def __init__(
-        self, env: VectorEnv[Any, Any, Any], interval: int, *, choice: int = KICK_MEDIUM
+        self, env: VectorEnv[Any, Any, Any], interval: int, *, choice: int = KICK_LARGE
     ) -> None:
         require(interval >= 1, f"interval must be positive, got {interval}")
         super().__init__(env)
@@ -202,7 +202,7 @@ class PerturbedGD(Policy):
         *,
         gradient_threshold: float = 0.1,
         waiting: int = 50,
-        choice: int = KICK_MEDIUM,
+        choice: int = KICK_LARGE,
     ) -> None:
         require(
             0 < gradient_threshold <= 1,

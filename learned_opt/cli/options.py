@@ -33,15 +33,21 @@ class LocalOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(LocalOptions):
-    """Shared by commands that compute for long: where, and who is told."""
+class TrackedOptions(LocalOptions):
+    """Shared by commands that compute for long: who is told."""
 
-    device: str = "cpu"
-    """Where tensors live: cpu, cuda, cuda:1, ..."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Weights & Biases mode; offline needs no account, online needs `wandb login`."""
     project: str = "learned_opt"
     """Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrackedOptions):
+    """Shared by commands that may compute on another device."""
+
+    device: str = "cpu"
+    """Where tensors live: cpu, cuda, cuda:1, ..."""
 
     def apply(self) -> None:
         """The same, and see whether the device exists.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from learned_opt.cli.options import LocalOptions, Options
+from learned_opt.cli.options import LocalOptions, TrackedOptions
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.rl.checkpoints import export_checkpoint
@@ -40,17 +40,17 @@ class RlTrain:
     total_steps: int | None = None
     """Decisions to train for, over all lanes; the algorithm's own number by default."""
     num_lanes: int | None = None
-    """Environments that move together."""
+    """Environments that move together; the algorithm's own number by default."""
     learning_rate: float | None = None
-    """Adam's first learning rate."""
+    """Adam's first learning rate; the algorithm's own by default."""
     gamma: float | None = None
-    """Discount."""
+    """Discount; the algorithm's own by default."""
     ent_coef: float | None = None
-    """Weight of the entropy bonus (on-policy)."""
+    """Weight of the entropy bonus (on-policy); the algorithm's own by default."""
     hidden: tuple[int, ...] | None = None
-    """Units of the policy's hidden layers."""
+    """Units of the policy's hidden layers; the algorithm's own by default."""
     evaluate_every: int | None = None
-    """Steps between evaluations on held-out instances."""
+    """Steps between evaluations on held-out instances; the algorithm's own by default."""
     patience: int | None = None
     """Evaluations without a better score after which training ends; never by default."""
     checkpoint_seconds: float = 60.0
@@ -59,12 +59,11 @@ class RlTrain:
     """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint."""
     resume: bool = False
     """Go on from the checkpoint in the output folder, bit for bit."""
-    shared: Options = field(default_factory=Options)
+    shared: TrackedOptions = field(default_factory=TrackedOptions)
 
     def main(self) -> None:
         """Train and say where the weights are."""
         self.shared.apply()
-        require(self.shared.device == "cpu", f"agents train on the cpu, got {self.shared.device}")
         optional = (
             "total_steps",
             "num_lanes",
@@ -77,6 +76,12 @@ class RlTrain:
         )
         given = {name: getattr(self, name) for name in optional}
         named = {name: value for name, value in given.items() if value is not None}
+        further = _json_object("--agent-settings", self.agent_settings)
+        own = {"env", "env_settings", "algo", "seed", "checkpoint_seconds", *optional}
+        for name in sorted(own & set(further)):
+            raise LearnedOptError(
+                f"--agent-settings must not hold '{name}', which has an option of its own"
+            )
         config = AgentConfig.for_algorithm(
             self.algo,
             env=self.env,
@@ -86,7 +91,7 @@ class RlTrain:
             },
             seed=self.shared.seed,
             checkpoint_seconds=self.checkpoint_seconds,
-            **{**_json_object("--agent-settings", self.agent_settings), **named},
+            **{**further, **named},
         )
         result = train(config, out=self.out, options=self.shared, resume=self.resume)
         print(result.best)
@@ -188,11 +193,9 @@ class RlExport:
     """Initial step size of the rule; the middle of those trained on by default."""
     scope: str = "problem"
     """Decide once for the whole problem, as in training, or for each tensor: problem or tensor."""
-    shared: LocalOptions = field(default_factory=LocalOptions)
 
     def main(self) -> None:
         """Export and say where the weights are."""
-        self.shared.apply()
         print(
             export_checkpoint(
                 self.folder, self.out, learning_rate=self.learning_rate, scope=self.scope
@@ -216,7 +219,9 @@ class Rl:
         self.command.main()
 
 
-def train(config: AgentConfig, *, out: Path, options: Options, resume: bool = False) -> AgentResult:
+def train(
+    config: AgentConfig, *, out: Path, options: TrackedOptions, resume: bool = False
+) -> AgentResult:
     """`train_agent` under a progress bar, tracked; the arguments are its own."""
     name = f"{config.algo}-{resolve_environment(config.env).rpartition('/')[2]}"
     tracker = open_tracker(

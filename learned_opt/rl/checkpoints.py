@@ -15,7 +15,7 @@ from learned_opt.rl.state import own_generators
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's folder."""
 
-KIND = "agent 1"
+KIND = "agent 2"
 """What a checkpoint says that it is: an agent's, in this version of the format."""
 
 

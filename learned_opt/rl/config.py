@@ -148,6 +148,8 @@ class AgentConfig:
             raise unknown_name("decay", self.decay, DECAYS)
         if self.activation not in {"tanh", "relu"}:
             raise unknown_name("activation", self.activation, ("tanh", "relu"))
+        for entry in fields(self):
+            _require_type(entry.name, getattr(self, entry.name), entry.default)
         for name in _POSITIVE:
             value = getattr(self, name)
             require(value > 0 and math.isfinite(value), f"{name} must be positive, got {value}")
@@ -257,6 +259,23 @@ class AgentConfig:
         """
         lists = {name: tuple(settings[name]) for name in ("hidden", "exploration")}
         return cls.for_algorithm(**{**settings, **lists})
+
+
+def _require_type(name: str, value: Any, default: Any) -> None:
+    """Values that come from JSON may be of any type; the default's says which is meant."""
+    if isinstance(default, bool):
+        require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
+    elif isinstance(default, int):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        require(is_whole, f"{name} must be a whole number, got {value!r}")
+    elif isinstance(default, float):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        require(is_number, f"{name} must be a number, got {value!r}")
+    elif isinstance(default, tuple):
+        is_list = isinstance(value, (list, tuple))
+        require(is_list, f"{name} must be a list of numbers, got {value!r}")
+        for one in value:
+            _require_type(f"each entry of {name}", one, default[0])
 
 
 _POSITIVE = (

@@ -90,7 +90,21 @@ def test_bad_input_is_one_sentence(capsys, tmp_path):
         (("train", "--env-settings", "[]", *out), "--env-settings must be a JSON object, got '[]'"),
         (("train", "--algo", "dqn", *out), "dqn needs discrete actions"),
         (("train", "--num-lanes", "0", *out), "num_lanes must be positive, got 0"),
-        (("train", "--device", "meta", *out), "agents train on the cpu, got meta"),
+        (
+            ("train", "--agent-settings", '{"seed": 1}', *out),
+            "--agent-settings must not hold 'seed', which has an option of its own",
+        ),
+        (("train", "--agent-settings", '{"gae": 1}', *out), "unknown setting 'gae'"),
+        (("train", "--agent-settings", '{"epochs": 2.5}', *out), "epochs must be a whole number"),
+        (("train", "--agent-settings", '{"gae_lambda": "1"}', *out), "must be a number, got '1'"),
+        (
+            ("train", "--agent-settings", '{"exploration": 1}', *out),
+            "exploration must be a list of numbers, got 1",
+        ),
+        (
+            ("train", "--agent-settings", '{"bootstrap_truncated": 1}', *out),
+            "bootstrap_truncated must be true or false, got 1",
+        ),
         (("eval", tmp_path / "none.safetensors"), "no weight file at"),
         (("export", tmp_path / "none"), "no checkpoint at"),
     ):
