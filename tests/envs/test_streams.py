@@ -53,6 +53,16 @@ def test_uniform_numbers_are_uniform_and_uncorrelated():
     assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 5 / n**0.5
 
 
+def test_noise_of_lanes_and_steps_is_uncorrelated_and_rarely_repeats():
+    n, dim = 4096, 32
+    now, later = (streams.normal(streams.combine(keys(n), t), dim).double() for t in (0, 1))
+    # Rows are pieces of one table: neighbours of a lane, of a step, within a row.
+    for a, b in ((now, later), (now[1:], now[:-1]), (now[:, 1:], now[:, :-1])):
+        assert abs((a * b).mean()) < 6 / (n * dim) ** 0.5
+    # A million offsets: 4,096 draws share a few (4096**2 / 2**21 = 8 on average).
+    assert len(torch.unique(now[:, 0])) > n - 40
+
+
 @pytest.mark.parametrize("dim", [1, 3])
 def test_normal_numbers_are_normal(dim):
     n = 20_000
