@@ -6,12 +6,14 @@ Everything here is a pure function of tensors whose first axis counts lanes. The
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import FunctionType, MethodType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +35,7 @@ from learned_opt.unroll import loss_and_grads
 
 _INSTANCE, _LEARNING_RATE, _STEPS = range(3)
 _DIVERGENCE = 1e3
+_NUMBER = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,8 @@ class Settings:
         kick_cost: reward lost for a kick.
         dtype: ``float32`` or ``float64``.
         compile: let `torch.compile` make one piece of code of a step: twice as fast for closed-form
-            tasks after the few seconds of the first step. It needs a C++ compiler, results differ
-            from those without it in rounding, and torch does it for eight different environments
-            of a process; further ones run as without it, with a warning.
+            tasks after the few seconds of the first step. It needs a C++ compiler, and results
+            differ from those without it in rounding.
     """
 
     task: str = "strict_saddle"
@@ -126,7 +128,14 @@ class OptimizationCore:
             not settings.compile or has_compiler(),
             "compile must be False without a C++ compiler; none was found, nor named in CXX",
         )
-        self._compiled = torch.compile(self._whole, dynamic=False) if settings.compile else None
+        self._compiled: Callable[..., dict[str, Any]] | None = None
+        if settings.compile:
+            # What torch compiles it keeps by the code of a function, for all that run it: for one
+            # core after the other it would look up one's tensors by the names of another's.
+            body = type(self)._whole
+            code = body.__code__.replace(co_name=f"whole_{next(_NUMBER)}")
+            own = FunctionType(code, body.__globals__, closure=body.__closure__)
+            self._compiled = torch.compile(MethodType(own, self), dynamic=False)
         exact = self.task.sample(
             settings.num_instances, seed=settings.instance_seed, dtype=torch.float64
         )

@@ -270,11 +270,17 @@ def test_compiling_needs_a_compiler(monkeypatch):
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("name", ["hyper_control", "saddle_escape"])
-def test_a_compiled_step_is_the_step(name):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("hyper_control", "rippled_quadratic"),
+        ("hyper_control", "strict_saddle"),  # other constants, in the same process
+        ("saddle_escape", "rippled_quadratic"),
+    ],
+)
+def test_a_compiled_step_is_the_step(name, task):
     plain, compiled = (
-        make_core(get_actuator(name), task="rippled_quadratic", compile=compile)
-        for compile in (False, True)
+        make_core(get_actuator(name), task=task, compile=compile) for compile in (False, True)
     )
     state, other = plain.initial(keys(8)), compiled.initial(keys(8))
     for t in range(4):
