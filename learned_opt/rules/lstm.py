@@ -20,21 +20,27 @@ _CHUNK_ROWS = 4096
 def _cell(
     inputs: Tensor, c: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One LSTM step: new hidden and cell state, gates and tanh of the cell."""
-    size = c.shape[1]
-    gates = torch.addmm(bias, inputs, weight.t())
+    """One LSTM step: new hidden and cell state, gates and tanh of the cell.
+
+    Rows ``[R, ...]`` share ``weight [4 H, F]``; rows ``[L, R, ...]`` have one ``[L, 4 H, F]`` each.
+    """
+    size = c.shape[-1]
+    if weight.dim() == 2:
+        gates = torch.addmm(bias, inputs, weight.t())
+    else:
+        gates = torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT)
     # tanh(a) = 2 sigmoid(2 a) - 1: on a CPU one contiguous sigmoid over all gates is five times
     # faster than a strided sigmoid and a tanh.
-    gates[:, 3 * size :].mul_(2)
+    gates[..., 3 * size :].mul_(2)
     gates.sigmoid_()
-    i, f, o, half = gates.chunk(4, dim=1)
+    i, f, o, half = gates.chunk(4, dim=-1)
     new_c = torch.addcmul(f * c, i, half * 2 - 1)
     tanh_c = (new_c * 2).sigmoid_().mul_(2).sub_(1)
     return o * tanh_c, new_c, gates, tanh_c
 
 
 class _LSTMCell(torch.autograd.Function):
-    """One LSTM step with its gradient written out.
+    """One LSTM step with its gradient written out; only the first two outputs are for callers.
 
     One autograd node instead of one for every operation, and only the activations are kept:
     in an unrolled inner loop this cell is most of the time and nearly all of the memory.
@@ -42,36 +48,58 @@ class _LSTMCell(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        inputs = torch.cat((x, h), dim=1)
+        x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs = torch.cat((x, h), dim=-1)
         new_h, new_c, gates, tanh_c = _cell(inputs, c, weight, bias)
-        ctx.save_for_backward(inputs, gates, c, tanh_c, weight)
-        return new_h, new_c
+        return new_h, new_c, inputs, gates, tanh_c
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        _, _, c, weight, _ = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[2:], c, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, gates, c, tanh_c, weight = ctx.saved_tensors
-        size = c.shape[1]
-        i, f, o, half = gates.chunk(4, dim=1)
+    def backward(
+        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, *unused: None
+    ) -> tuple[Tensor | None, ...]:
+        del unused
+        inputs, gates, tanh_c, c, weight = ctx.saved_tensors
+        size = c.shape[-1]
+        i, f, o, half = gates.chunk(4, dim=-1)
+        grad_h = torch.zeros_like(tanh_c) if grad_h is None else grad_h
+        grad_c = torch.zeros_like(tanh_c) if grad_c is None else grad_c
         grad_c = grad_c + torch.ops.aten.tanh_backward(grad_h * o, tanh_c)
         deltas = torch.empty_like(gates)
-        torch.mul(grad_c, half * 2 - 1, out=deltas[:, :size])
-        torch.mul(grad_c, c, out=deltas[:, size : 2 * size])
-        torch.mul(grad_h, tanh_c, out=deltas[:, 2 * size : 3 * size])
+        torch.mul(grad_c, half * 2 - 1, out=deltas[..., :size])
+        torch.mul(grad_c, c, out=deltas[..., size : 2 * size])
+        torch.mul(grad_h, tanh_c, out=deltas[..., 2 * size : 3 * size])
         # The candidate is 2 sigmoid(2 a) - 1, whose derivative is four times that of a sigmoid.
-        torch.mul(grad_c, i * 4, out=deltas[:, 3 * size :])
+        torch.mul(grad_c, i * 4, out=deltas[..., 3 * size :])
         torch.ops.aten.sigmoid_backward.grad_input(deltas, gates, grad_input=deltas)
         grad_inputs = deltas @ weight
-        num_inputs = inputs.shape[1] - size
+        num_inputs = inputs.shape[-1] - size
         return (
-            grad_inputs[:, :num_inputs],
-            grad_inputs[:, num_inputs:],
+            grad_inputs[..., :num_inputs],
+            grad_inputs[..., num_inputs:],
             grad_c * f,
-            deltas.t() @ inputs,
-            deltas.sum(0),
+            deltas.mT @ inputs,
+            deltas.sum(-2),
         )
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Lanes with a theta each: the same step on tensors that carry the lane axis first."""
+        lanes = [
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(tensors, in_dims, strict=True)
+        ]
+        return _LSTMCell.apply(*lanes), (0,) * 5
 
 
 class LSTMStack(nn.Module):
@@ -118,7 +146,7 @@ class LSTMStack(nn.Module):
         new = {}
         for layer in range(self.num_layers):
             weight, bias = getattr(self, f"weight{layer}"), getattr(self, f"bias{layer}")
-            rows, c = _LSTMCell.apply(rows, old[f"h{layer}"], old[f"c{layer}"], weight, bias)
+            rows, c, *_ = _LSTMCell.apply(rows, old[f"h{layer}"], old[f"c{layer}"], weight, bias)
             new[f"h{layer}"], new[f"c{layer}"] = rows, c
         return rows, new
 
