@@ -45,6 +45,28 @@ def select(tree: Tree, index: Tensor) -> Tree:
     return tree_map(lambda leaf: leaf[index], tree)
 
 
+def replace_rows(tree: Tree, index: Tensor, rows: Tree) -> Tree:
+    """Put other problems in the places that `index` (integer positions) names.
+
+    Args:
+        tree: leaves ``[N, ...]``.
+        index: ``[K]`` different positions.
+        rows: a tree of the same structure, leaves ``[K, ...]``.
+
+    Returns:
+        A new tree.
+    """
+    replaced: Tree = {}
+    for key, value in tree.items():
+        new = rows[key]
+        if isinstance(value, Tensor) and isinstance(new, Tensor):
+            replaced[key] = value.index_copy(0, index, new)
+        else:
+            assert isinstance(value, dict) and isinstance(new, dict)
+            replaced[key] = replace_rows(value, index, new)
+    return replaced
+
+
 def repeat(tree: Tree, num_repeats: int) -> Tree:
     """Repeat the whole batch `num_repeats` times: problem ``i`` goes to ``i + k N``."""
     return tree_map(lambda leaf: leaf.repeat(num_repeats, *([1] * (leaf.dim() - 1))), tree)

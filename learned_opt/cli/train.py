@@ -21,7 +21,7 @@ from learned_opt.tracking import open_tracker
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Meta-train a learned rule by truncated back-propagation through its own runs."""
+    """Meta-train a learned rule on its own runs."""
 
     rule: tyro.conf.Positional[Literal["lstm", "rnnprop"]] = "lstm"
     """Architecture."""
@@ -32,7 +32,15 @@ class Train:
     num_outer_steps: int = 2000
     """Outer updates, one per truncation."""
     num_problems: int = 64
-    """Problems that move together in an episode."""
+    """Problems that move together in an episode, those of all pairs together."""
+    estimator: Literal["truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed"] = (
+        "truncated_backpropagation"
+    )
+    """How the meta-gradient is estimated: by back-propagation, evolution strategies or both."""
+    sigma: float = 0.01
+    """Standard deviation of the perturbations of theta; not for back-propagation."""
+    num_pairs: int = 16
+    """Pairs of perturbed thetas, which share the problems; not for back-propagation."""
     truncation: int = 20
     """Inner steps per outer update."""
     horizon: tuple[int, ...] = (100,)
@@ -62,6 +70,9 @@ class Train:
         config = TrainConfig(
             num_outer_steps=self.num_outer_steps,
             num_problems=self.num_problems,
+            estimator=self.estimator,
+            sigma=self.sigma,
+            num_pairs=self.num_pairs,
             truncation=self.truncation,
             horizon=horizon,
             objective=self.objective,

@@ -17,6 +17,9 @@ from learned_opt.meta.objectives import get_objective
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """Floating-point types by name."""
 
+ESTIMATORS = ("truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed")
+"""Names of the ways to estimate the meta-gradient; see `learned_opt.meta.configured`."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,9 @@ class TrainConfig:
 
     Attributes:
         num_outer_steps: outer updates, one per truncation.
-        num_problems: problems that move together in an episode.
-        truncation: inner steps that an outer update back-propagates through.
+        num_problems: problems that move together in an episode; with perturbations, those of all
+            pairs together.
+        truncation: inner steps of an outer update.
         horizon: how many inner steps an episode lasts.
         objective: name of the meta-objective: ``sum``, ``final``, ``log``, ``log_gap``,
             ``log_mean_gap`` or ``balanced``.
@@ -35,6 +39,11 @@ class TrainConfig:
         random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
             training problems (Lv et al. 2017, arXiv:1703.03633, use 3); None leaves them alone.
         second_order: differentiate through the gradients that the rule sees.
+        estimator: how the meta-gradient is estimated: ``truncated_backpropagation``, or from pairs
+            of perturbed thetas by ``es``, ``pes``, ``es_single`` or ``nres``, or from both as
+            ``mixed``.
+        sigma: standard deviation of the perturbations of theta.
+        num_pairs: pairs of perturbed thetas; `num_problems` must be a multiple.
         coordinate_share: share of the coordinates that a first-order meta-gradient is estimated
             from; below 1 only for coordinatewise rules.
         learning_rate: outer Adam's first learning rate.
@@ -64,6 +73,9 @@ class TrainConfig:
     task_weights: tuple[float, ...] | None = None
     random_scaling: float | None = None
     second_order: bool = False
+    estimator: str = "truncated_backpropagation"
+    sigma: float = 0.01
+    num_pairs: int = 16
     coordinate_share: float = 1.0
     learning_rate: float = 3e-3
     warmup_steps: int = 0
@@ -86,6 +98,8 @@ class TrainConfig:
             "num_problems",
             "truncation",
             "epsilon",
+            "sigma",
+            "num_pairs",
             "learning_rate",
             "clip_norm",
             "max_nonfinite_in_a_row",
@@ -120,6 +134,18 @@ class TrainConfig:
             f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}",
         )
         get_objective(self.objective)
+        if self.estimator not in ESTIMATORS:
+            raise unknown_name("estimator", self.estimator, ESTIMATORS)
+        slopes = {"truncated_backpropagation", "mixed"}
+        require(
+            not self.second_order or self.estimator in slopes,
+            f"second_order=True needs an estimator that back-propagates, got '{self.estimator}'",
+        )
+        require(
+            self.coordinate_share == 1 or self.estimator == "truncated_backpropagation",
+            "coordinate_share below 1 needs the estimator 'truncated_backpropagation', "
+            f"got '{self.estimator}'",
+        )
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
 

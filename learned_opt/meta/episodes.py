@@ -15,6 +15,24 @@ from learned_opt.tasks.base import Facts, Problems, Task
 from learned_opt.unroll import Carry
 
 
+def pack_problems(problems: Problems) -> dict[str, Any]:
+    """Problems as plain containers of tensors and numbers, as a checkpoint holds them."""
+    return {
+        "params": problems.params,
+        "constants": problems.constants,
+        "facts": dict(vars(problems.facts)),
+    }
+
+
+def unpack_problems(packed: Mapping[str, Any]) -> Problems:
+    """Undo `pack_problems`."""
+    return Problems(
+        params=packed["params"],
+        constants=packed["constants"],
+        facts=Facts(**packed["facts"]),
+    )
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Episode:
@@ -41,13 +59,11 @@ class Episode:
 
     def pack(self) -> dict[str, Any]:
         """Plain containers of tensors and numbers, as a checkpoint holds them."""
-        facts, carry = self.problems.facts, self.carry
+        carry = self.carry
         return {
             "task": self.task,
             "horizon": self.horizon,
-            "params": self.problems.params,
-            "constants": self.problems.constants,
-            "facts": dict(vars(facts)),
+            **pack_problems(self.problems),
             "carry": None if carry is None else dict(vars(carry)),
             "initial": self.initial,
         }
@@ -58,11 +74,7 @@ class Episode:
         carry = packed["carry"]
         return cls(
             task=packed["task"],
-            problems=Problems(
-                params=packed["params"],
-                constants=packed["constants"],
-                facts=Facts(**packed["facts"]),
-            ),
+            problems=unpack_problems(packed),
             horizon=packed["horizon"],
             carry=None if carry is None else Carry(**carry),
             initial=packed["initial"],

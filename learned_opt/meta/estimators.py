@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, final
 
 import torch
@@ -29,13 +29,16 @@ class Estimate(Generic[State]):
         meta_loss: 0-d meta-objective of the steps taken, detached.
         grads: estimated gradient of each trainable parameter of the rule, in `trainable` order.
         state: where the estimator stands now; None asks for a fresh start.
-        diagnostics: numbers worth logging; tensors are 0-d.
+        diagnostics: where the estimate was made, for the sentence that reports a bad one; tensors
+            are 0-d.
+        metrics: how good the estimate is, for the history.
     """
 
     meta_loss: Tensor
     grads: tuple[Tensor, ...]
     state: State | None
     diagnostics: Mapping[str, float | Tensor]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class MetaGradient(ABC, Generic[State]):
@@ -69,3 +72,15 @@ class MetaGradient(ABC, Generic[State]):
 def trainable(rule: Rule) -> list[Tensor]:
     """The parameters of `rule` that meta-training moves, in the order that gradients come in."""
     return [parameter for parameter in rule.parameters() if parameter.requires_grad]
+
+
+def flat_theta(rule: Rule) -> Tensor:
+    """The trainable parameters of `rule` as one detached vector ``[D]``."""
+    return torch.cat([parameter.detach().flatten() for parameter in trainable(rule)])
+
+
+def like_theta(flat: Tensor, rule: Rule) -> tuple[Tensor, ...]:
+    """A vector ``[D]`` cut and shaped as the trainable parameters of `rule`."""
+    parameters = trainable(rule)
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return tuple(part.view_as(p) for part, p in zip(parts, parameters, strict=True))

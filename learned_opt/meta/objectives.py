@@ -5,10 +5,12 @@ The loss before the first step is not the rule's doing, so column 0 never counts
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from learned_opt.errors import unknown_name
 from learned_opt.tasks.base import Facts
@@ -122,6 +124,19 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """Meta-objectives by name."""
 
+OverSteps: TypeAlias = Literal["sum", "mean", "last"]
+"""How an episode's objective comes from that of each step alone."""
+
+OVER_STEPS: dict[str, OverSteps] = {
+    "sum": "sum",
+    "final": "last",
+    "log": "mean",
+    "log_gap": "mean",
+    "log_mean_gap": "mean",
+    "balanced": "mean",
+}
+"""The same for each meta-objective by name."""
+
 
 def get_objective(name: str) -> Objective:
     """The meta-objective called `name`.
@@ -140,3 +155,36 @@ def get_objective(name: str) -> Objective:
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
+
+
+def judge_steps(
+    objective: Objective, losses: Tensor, *, facts: Facts, initial: Tensor, epsilon: float
+) -> Tensor:
+    """What an objective says of each step alone, for many groups of problems.
+
+    Args:
+        objective: the meta-objective.
+        losses: ``[P, S, M, T + 1]`` losses of ``P`` groups of ``M`` problems in ``S`` versions;
+            column ``t`` is the loss after ``t`` steps.
+        facts: known levels of the ``P M`` problems.
+        initial: ``[P, M]`` losses before the first step of the episode.
+        epsilon: relative floor inside logarithms, positive.
+
+    Returns:
+        ``[P, S, T]`` values.
+    """
+    groups = initial.shape
+    known = {
+        name: value.unflatten(0, groups)
+        for name, value in vars(facts).items()
+        if isinstance(value, Tensor)
+    }
+
+    def one(losses: Tensor, known: dict[str, Tensor], initial: Tensor) -> Tensor:
+        own = replace(facts, **known)  # type: ignore[arg-type]
+        return objective(losses, facts=own, initial=initial, epsilon=epsilon)
+
+    over_steps = vmap(one, in_dims=(1, None, None))
+    over_versions = vmap(over_steps, in_dims=(0, None, None))
+    judged: Tensor = vmap(over_versions)(losses.unfold(-1, 2, 1), known, initial)
+    return judged

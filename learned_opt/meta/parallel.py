@@ -15,8 +15,8 @@ import torch
 
 from learned_opt.errors import require
 from learned_opt.meta.config import TrainConfig
+from learned_opt.meta.configured import truncated_backpropagation
 from learned_opt.meta.estimators import Estimate, MetaGradient
-from learned_opt.meta.trainer import truncated_backpropagation
 from learned_opt.rules.base import Rule
 from learned_opt.tasks.base import Task
 
@@ -68,6 +68,11 @@ class Parallel(MetaGradient[list[Any]]):
                 for i, e in enumerate(estimates)
                 for name, value in e.diagnostics.items()
             },
+            metrics={
+                f"{name} {i}": value
+                for i, e in enumerate(estimates)
+                for name, value in e.metrics.items()
+            },
         )
 
     def pack(self, state: list[Any]) -> dict[str, Any]:
@@ -94,8 +99,13 @@ def desynchronised(config: TrainConfig, tasks: Sequence[Task], *, num_clocks: in
         The estimator, for `meta_train`.
 
     Raises:
-        LearnedOptError: if `num_clocks` is not positive.
+        LearnedOptError: if `num_clocks` is not positive, or `config` asks for another estimator:
+            those run every task at once, at several points of its episodes, by themselves.
     """
+    require(
+        config.estimator == "truncated_backpropagation",
+        f"estimator must be 'truncated_backpropagation', got '{config.estimator}'",
+    )
     require(num_clocks >= 1, f"num_clocks must be positive, got {num_clocks}")
     per_episode = -(-config.horizon.longest // config.truncation)
     lanes = [(task, clock) for clock in range(num_clocks) for task in tasks]

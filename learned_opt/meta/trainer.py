@@ -16,17 +16,14 @@ from torch import Tensor
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.meta.checkpoint import read_checkpoint, require_same_settings, write_checkpoint
 from learned_opt.meta.config import TrainConfig, stream_seed
-from learned_opt.meta.episodes import EpisodeSampler
+from learned_opt.meta.configured import configured_estimator, truncated_backpropagation
 from learned_opt.meta.estimators import MetaGradient, trainable
 from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.history import History
 from learned_opt.meta.interrupts import Interrupted, deferred_signals
-from learned_opt.meta.objectives import get_objective
-from learned_opt.meta.truncated import TruncatedBackpropagation
 from learned_opt.rules.base import Rule
 from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Task
-from learned_opt.tasks.transforms import RandomlyScaled
 from learned_opt.tracking import NullTracker, Tracker
 
 __all__ = ["TrainConfig", "TrainResult", "meta_train", "truncated_backpropagation"]
@@ -60,35 +57,6 @@ class TrainResult:
     nonfinite_meta_losses: int
 
 
-def truncated_backpropagation(config: TrainConfig, tasks: Sequence[Task]) -> MetaGradient[Any]:
-    """The estimator that `meta_train` uses unless told otherwise.
-
-    Args:
-        config: settings of the run.
-        tasks: what to train on.
-
-    Returns:
-        Truncated back-propagation on episodes drawn as `config` says.
-    """
-    if config.random_scaling is not None:
-        tasks = [RandomlyScaled(task, log_range=config.random_scaling) for task in tasks]
-    return TruncatedBackpropagation(
-        sampler=EpisodeSampler(
-            tasks=tasks,
-            weights=config.task_weights,
-            num_problems=config.num_problems,
-            horizon=config.horizon,
-            dtype=config.torch_dtype,
-            device=config.device,
-        ),
-        objective=get_objective(config.objective),
-        epsilon=config.epsilon,
-        truncation=config.truncation,
-        second_order=config.second_order,
-        coordinate_share=config.coordinate_share,
-    )
-
-
 def meta_train(
     rule: Rule,
     tasks: Task | Sequence[Task],
@@ -111,7 +79,7 @@ def meta_train(
         config: settings.
         out: folder for ``best.safetensors``, ``last.safetensors``, ``history.jsonl`` and
             ``checkpoint.pt``; made if missing.
-        estimator: how to estimate the meta-gradient; None back-propagates through truncations.
+        estimator: how to estimate the meta-gradient; None as `config` says.
         tracker: where metrics go besides the history.
         resume: go on from the checkpoint in `out` if there is one.
         on_progress: called after each outer step with the steps done, their total and a short note.
@@ -133,7 +101,7 @@ def meta_train(
         tasks,
         config=config,
         out=Path(out),
-        estimator=estimator or truncated_backpropagation(config, tasks),
+        estimator=estimator or configured_estimator(config, tasks),
         tracker=tracker or NullTracker(),
         resume=resume,
     )
@@ -187,7 +155,7 @@ class _Run:
             "tasks": [task.name for task in tasks],
             "dims": [task.dim for task in tasks],
             "first_losses": [_first_losses(task) for task in tasks],
-            "estimator": type(estimator).__name__,
+            "estimator_class": type(estimator).__name__,
         }
         self.parameters = trainable(rule)
         self.optimizer = torch.optim.Adam(
@@ -203,6 +171,7 @@ class _Run:
         self.num_nonfinite_in_a_row = 0
         self.best_score, self.best_step, self.last_score = math.inf, 0, math.inf
         self.window: list[list[float]] = []
+        self.metrics: list[dict[str, float]] = []
 
         out.mkdir(parents=True, exist_ok=True)
         exists = self.checkpoint_path.exists()
@@ -242,6 +211,7 @@ class _Run:
             self.optimizer.param_groups[0]["lr"] = config.learning_rate_at(self.step)
             self.optimizer.step()
             self.window.append([meta_loss, grad_norm])
+            self.metrics.append(dict(estimate.metrics))
         else:
             self._skip(meta_loss, grad_norm, estimate.diagnostics)
         self.step += 1
@@ -286,7 +256,10 @@ class _Run:
             losses, norms = zip(*self.window, strict=True)
             metrics["meta_loss"] = sum(losses) / len(losses)
             metrics["meta_gradient_norm"] = sum(norms) / len(norms)
-        self.window = []
+        for name in dict.fromkeys(name for each in self.metrics for name in each):
+            known = [each[name] for each in self.metrics if name in each]
+            metrics[f"estimator/{name}"] = sum(known) / len(known)
+        self.window, self.metrics = [], []
         self.history.append(self.step, metrics)
         self.tracker.log(metrics, step=self.step)
 
@@ -328,6 +301,7 @@ class _Run:
                 "best_step": self.best_step,
                 "last_score": self.last_score,
                 "window": self.window,
+                "metrics": self.metrics,
                 "history_length": self.history.flush(),
             },
         )
@@ -357,7 +331,8 @@ class _Run:
         self.num_nonfinite = saved["num_nonfinite"]
         self.num_nonfinite_in_a_row = saved["num_nonfinite_in_a_row"]
         self.best_score, self.best_step = saved["best_score"], saved["best_step"]
-        self.last_score, self.window = saved["last_score"], saved["window"]
+        self.last_score = saved["last_score"]
+        self.window, self.metrics = saved["window"], saved["metrics"]
         length: int = saved["history_length"]
         return length
 

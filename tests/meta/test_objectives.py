@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from learned_opt.errors import LearnedOptError
-from learned_opt.meta.objectives import OBJECTIVES, get_objective, relative_gaps
+from learned_opt.meta.objectives import (
+    OBJECTIVES,
+    OVER_STEPS,
+    get_objective,
+    judge_steps,
+    relative_gaps,
+)
+from learned_opt.rules.classic import SGD
 from learned_opt.tasks.base import Facts
+from learned_opt.tasks.quadratics import RandomQuadratic
+from learned_opt.unroll import unroll
 
 LOSSES = torch.tensor([[8.0, 4.0, 2.0], [10.0, 6.0, 2.0]], dtype=torch.float64)
 
@@ -95,3 +104,25 @@ def test_log_mean_gap_averages_over_problems_before_the_logarithm():
     assert value("log_mean_gap") == pytest.approx(expected, rel=1e-7)
     typical = value("log_gap")
     assert value("balanced") == pytest.approx((expected + typical) / 2, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_steps_add_up_to_the_objective(name):
+    task = RandomQuadratic(dim=3)
+    problems = task.sample(6, seed=0, dtype=torch.float64)
+    run = unroll(task, SGD(learning_rate=0.01), problems, num_steps=5, rng=torch.Generator())
+    terms = judge_steps(
+        get_objective(name),
+        run.losses.view(2, 1, 3, 6),
+        facts=problems.facts,
+        initial=run.losses[:, 0].view(2, 3),
+        epsilon=1e-6,
+    )
+    assert terms.shape == (2, 1, 5)
+    add_up = {"sum": lambda t: t.sum(), "mean": lambda t: t.mean(), "last": lambda t: t[-1]}
+    for group in range(2):
+        part = problems.select(torch.arange(3) + 3 * group)
+        losses = run.losses[3 * group : 3 * group + 3]
+        whole = get_objective(name)(losses, facts=part.facts, initial=losses[:, 0], epsilon=1e-6)
+        found = add_up[OVER_STEPS[name]](terms[group, 0])
+        torch.testing.assert_close(found, whole, rtol=1e-12, atol=0.0)
