@@ -1,0 +1,110 @@
+"""Ritz values against the true spectrum, the step in a ball against its optimality conditions."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_opt.errors import LearnedOptError
+from learned_opt.subspace import curvature_model, init_memory, remember, trust_region_step
+
+F64 = torch.float64
+
+
+def symmetric(n, dim, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, dim, dim, generator=rng, dtype=F64)
+    return a + a.mT
+
+
+def remembered(hessian, steps):
+    memory = init_memory(steps[0], len(steps))
+    for step in steps:
+        memory = remember(memory, step, (hessian @ step[..., None])[..., 0])
+    return memory
+
+
+def steps_of(n, dim, count, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, dim, generator=rng, dtype=F64) for _ in range(count)]
+
+
+def test_as_many_steps_as_dimensions_give_the_spectrum():
+    hessian = symmetric(5, 3)
+    model = curvature_model(remembered(hessian, steps_of(5, 3, 3)))
+    assert model.is_known.all()
+    assert_close(model.curvatures, torch.linalg.eigvalsh(hessian))
+    assert_close(model.basis @ hessian @ model.basis.mT, torch.diag_embed(model.curvatures))
+
+
+def test_fewer_steps_give_ritz_values_between_the_extremes():
+    hessian = symmetric(5, 8)
+    model = curvature_model(remembered(hessian, steps_of(5, 8, 3)))
+    spectrum = torch.linalg.eigvalsh(hessian)
+    assert (model.curvatures[:, 0] >= spectrum[:, 0] - 1e-9).all()
+    assert (model.curvatures[:, -1] <= spectrum[:, -1] + 1e-9).all()
+    gram = model.basis @ model.basis.mT
+    assert_close(gram, torch.eye(3, dtype=F64).expand(5, 3, 3))
+    # Rayleigh quotients of the very vectors.
+    assert_close((model.basis @ hessian @ model.basis.mT).diagonal(dim1=1, dim2=2), model.curvatures)
+
+
+def test_parallel_and_missing_steps_count_once_and_not_at_all():
+    hessian = symmetric(2, 4)
+    first, second = steps_of(2, 4, 2)
+    memory = init_memory(first, 4)
+    for step in (first, -2 * first, second):
+        memory = remember(memory, step, (hessian @ step[..., None])[..., 0])
+    model = curvature_model(memory)
+    assert model.is_known.sum(1).tolist() == [2, 2]
+    only = curvature_model(remembered(hessian, [first, second]))
+    assert_close(
+        model.curvatures[model.is_known], only.curvatures[only.is_known]
+    )
+
+
+def test_what_is_not_finite_is_unknown_in_its_own_lane():
+    hessian = symmetric(2, 3)
+    memory = remembered(hessian, steps_of(2, 3, 2))
+    memory["changes"][0, 0] = torch.inf
+    model = curvature_model(memory)
+    assert model.is_known.sum(1).tolist() == [0, 2]
+    assert torch.isfinite(model.basis).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 4.0])
+def test_the_step_is_optimal_in_its_ball(shift):
+    rng = torch.Generator().manual_seed(0)
+    slopes = torch.randn(64, 4, generator=rng, dtype=F64)
+    curvatures = torch.randn(64, 4, generator=rng, dtype=F64) + shift
+    radius = torch.rand(64, generator=rng, dtype=F64) + 0.1
+    step = trust_region_step(slopes, curvatures, radius, num_bisections=60)
+    p = step.coefficients
+    assert (p.norm(dim=1) <= radius * (1 + 1e-6)).all()
+    # -c / p = lambda + mu, one mu for all directions, and no direction is left concave.
+    shifts = -slopes / p - curvatures
+    assert_close(shifts, shifts[:, :1].expand(-1, 4), rtol=1e-5, atol=1e-6)
+    assert (shifts[:, 0] >= -1e-9).all()
+    assert (shifts + curvatures > 0).all()
+    assert_close(shifts[step.is_inside], torch.zeros_like(shifts[step.is_inside]), atol=1e-9, rtol=0)
+    assert_close(p[~step.is_inside].norm(dim=1), radius[~step.is_inside])
+    value = (slopes * p + curvatures * p.square() / 2).sum(1)
+    assert_close(step.decrease, -value)
+    # No point of the ball is better.
+    others = torch.randn(256, 64, 4, generator=rng, dtype=F64)
+    others = others / others.norm(dim=2, keepdim=True) * radius[:, None]
+    values = (slopes * others + curvatures * others.square() / 2).sum(2)
+    assert (values >= value - 1e-9).all()
+
+
+def test_at_a_saddle_the_step_takes_the_way_out():
+    slopes = torch.tensor([[0.0, 1.0]], dtype=F64)
+    curvatures = torch.tensor([[-1.0, 1.0]], dtype=F64)
+    step = trust_region_step(slopes, curvatures, torch.tensor([10.0], dtype=F64))
+    out, down = step.coefficients[0].tolist()
+    assert abs(out) == pytest.approx(10, rel=1e-2)
+    assert down == pytest.approx(-0.5, rel=1e-2)
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(LearnedOptError, match="size must be positive, got 0"):
+        init_memory(torch.zeros(1, 2), 0)
