@@ -78,9 +78,9 @@ def remember(memory: Tree, step: Tensor, change: Tensor) -> Tree:
 def curvature_model(memory: Tree) -> CurvatureModel:
     r"""Ritz values and vectors of the Hessian in the span of the remembered steps.
 
-    With unit steps $S$ and changes $Y$, $S Y^T$ stands for $S H S^T$; its symmetric part is taken in
-    an orthonormal basis of the span, from which directions that the others all but span are left
-    out.
+    With unit steps $S$ and changes $Y$, $S Y^T$ stands for $S H S^T$; its symmetric part is taken
+    in an orthonormal basis of the span, from which directions that the others all but span are
+    left out.
 
     Args:
         memory: what `remember` returned.

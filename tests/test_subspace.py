@@ -45,7 +45,9 @@ def test_fewer_steps_give_ritz_values_between_the_extremes():
     gram = model.basis @ model.basis.mT
     assert_close(gram, torch.eye(3, dtype=F64).expand(5, 3, 3))
     # Rayleigh quotients of the very vectors.
-    assert_close((model.basis @ hessian @ model.basis.mT).diagonal(dim1=1, dim2=2), model.curvatures)
+    assert_close(
+        (model.basis @ hessian @ model.basis.mT).diagonal(dim1=1, dim2=2), model.curvatures
+    )
 
 
 def test_parallel_and_missing_steps_count_once_and_not_at_all():
@@ -57,9 +59,7 @@ def test_parallel_and_missing_steps_count_once_and_not_at_all():
     model = curvature_model(memory)
     assert model.is_known.sum(1).tolist() == [2, 2]
     only = curvature_model(remembered(hessian, [first, second]))
-    assert_close(
-        model.curvatures[model.is_known], only.curvatures[only.is_known]
-    )
+    assert_close(model.curvatures[model.is_known], only.curvatures[only.is_known])
 
 
 def test_what_is_not_finite_is_unknown_in_its_own_lane():
@@ -85,7 +85,9 @@ def test_the_step_is_optimal_in_its_ball(shift):
     assert_close(shifts, shifts[:, :1].expand(-1, 4), rtol=1e-5, atol=1e-6)
     assert (shifts[:, 0] >= -1e-9).all()
     assert (shifts + curvatures > 0).all()
-    assert_close(shifts[step.is_inside], torch.zeros_like(shifts[step.is_inside]), atol=1e-9, rtol=0)
+    assert_close(
+        shifts[step.is_inside], torch.zeros_like(shifts[step.is_inside]), atol=1e-9, rtol=0
+    )
     assert_close(p[~step.is_inside].norm(dim=1), radius[~step.is_inside])
     value = (slopes * p + curvatures * p.square() / 2).sum(1)
     assert_close(step.decrease, -value)

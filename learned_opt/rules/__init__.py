@@ -18,13 +18,13 @@ from learned_opt.rules.classic import ClippedGD as ClippedGD
 from learned_opt.rules.classic import Momentum as Momentum
 from learned_opt.rules.classic import Nesterov as Nesterov
 from learned_opt.rules.classic import NormalizedGD as NormalizedGD
+from learned_opt.rules.controller import Controller as Controller
 from learned_opt.rules.lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from learned_opt.rules.noisy import SGLD as SGLD
 from learned_opt.rules.noisy import NoisyGD as NoisyGD
 from learned_opt.rules.perturbed import PerturbedGD as PerturbedGD
 from learned_opt.rules.perturbed import PerturbedGDTheory as PerturbedGDTheory
 from learned_opt.rules.policy import PolicyRule as PolicyRule
-from learned_opt.rules.controller import Controller as Controller
 from learned_opt.rules.rnnprop import RNNProp as RNNProp
 from learned_opt.rules.weights import list_rules as list_rules
 from learned_opt.rules.weights import load_rule as load_rule

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from learned_opt.errors import require
 from learned_opt.features import Feature, dot, safe_ratio, schema_hash
 from learned_opt.rules.base import Rule, register_rule
-from learned_opt.rules.noisy import given
-from learned_opt.subspace import curvature_model, init_memory, remember, trust_region_step
+from learned_opt.subspace import (
+    CurvatureModel,
+    TrustedStep,
+    curvature_model,
+    init_memory,
+    remember,
+    trust_region_step,
+)
 from learned_opt.trees import Params, Tree, flatten, unflatten
 
 _FAST, _SLOW = 0.9, 0.99
@@ -142,6 +148,7 @@ class Controller(Rule):
     ) -> tuple[Params, Tree]:
         """One step; see `Rule.forward`."""
         del loss
+        require(rng is not None, f"{self.name}: rng must be a torch.Generator, got None")
         g, x = flatten(grads).detach(), flatten(params).detach()
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         is_first = s["steps"] == 0
@@ -150,16 +157,10 @@ class Controller(Rule):
         memory = remember(state["memory"], last, change)  # type: ignore[arg-type]
         model = curvature_model(memory)
 
-        momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
-        square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
         count = s["steps"] + 1
-        root = (square / (1 - _SLOW**count)[:, None]).sqrt()
-        floor = 1e-2 * root.square().mean(1, keepdim=True).sqrt()
-        adaptive = safe_ratio(momentum / (1 - _FAST**count)[:, None], root + floor)
-
+        adaptive, root, moments = _adam_direction(g, s, count)
         norm, old_norm, stride, size = (v.norm(dim=1) for v in (g, old_grads, last, x))
         slopes = (model.basis @ g[..., None])[..., 0]
-        rest = g - (slopes[:, None] @ model.basis)[:, 0]
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
         decrease = -0.5 * dot(g + old_grads, last)
@@ -204,25 +205,17 @@ class Controller(Rule):
         noise = (3 * decision[4] - 10).clamp_max(0).exp()
         goes_back = is_bad * (decision[5] + 3).sigmoid()
 
-        # Outside of the span: gradient and Adam's direction, less what lies in the span.
-        spread = adaptive - ((model.basis @ adaptive[..., None]).mT @ model.basis)[:, 0]
-        outside = _unit(rest) * (1 - share)[:, None] + _unit(spread) * share[:, None]
-        outside = _unit(outside)
-        all_slopes = torch.cat((slopes, dot(outside, g)[:, None]), dim=1)
-        curvatures = torch.where(model.is_known, model.curvatures, elsewhere.detach()[:, None])
-        curvatures = torch.cat((curvatures, elsewhere[:, None]), dim=1)
-        # Nothing is known of curvature yet: the radius alone decides.
-        curvatures = torch.where(largest[:, None] > 0, curvatures, torch.ones_like(curvatures) * 0)
-        trusted = trust_region_step(all_slopes, curvatures, radius)
-        length = torch.where(trusted.is_inside, gain, radius / radius.detach())
-        # How the step outside depends on the curvature that the net chose.
-        bend = (elsewhere.detach() / elsewhere.clamp_min(torch.finfo(g.dtype).tiny)).where(
-            trusted.is_inside & (largest > 0), torch.ones_like(elsewhere)
+        move, trusted = _trusted_move(
+            model,
+            g=g,
+            adaptive=adaptive,
+            share=share,
+            largest=largest,
+            elsewhere=elsewhere,
+            radius=radius,
+            gain=gain,
         )
-        inner = (trusted.coefficients[:, None, :-1] @ model.basis)[:, 0]
-        move = inner + (trusted.coefficients[:, -1] * bend)[:, None] * outside
-        move = move * length[:, None]
-        shake = torch.randn(x.shape, generator=given(rng, self), dtype=x.dtype).to(x.device)
+        shake = torch.randn(x.shape, generator=rng, dtype=x.dtype).to(x.device)
         move = move + (noise * radius * x.shape[1] ** -0.5)[:, None] * shake
         move = torch.lerp(move, -_BACK * last, goes_back[:, None])
         move = torch.where(torch.isfinite(move), move, torch.zeros_like(move))
@@ -231,8 +224,7 @@ class Controller(Rule):
             "memory": memory,
             "grads": g,
             "step": move.detach(),
-            "square": square,
-            "momentum": momentum,
+            **moments,
             "hidden": hidden,
             "cell": cell,
             "radius": radius,
@@ -256,7 +248,9 @@ class Controller(Rule):
         is_cut = stride > 0.8 * old.detach()
         factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
         held = torch.where(is_poor, torch.minimum(old, stride), old)
-        first = torch.where(size > 0, size, torch.full_like(size, 1e-2)) * self.log_first_radius.exp()
+        first = (
+            torch.where(size > 0, size, torch.full_like(size, 1e-2)) * self.log_first_radius.exp()
+        )
         radius = torch.where(is_first, first.to(old), held * factor.to(old).exp())
         return radius, (~is_first & (ratio < 0)).to(old)
 
@@ -265,6 +259,52 @@ class Controller(Rule):
         high = self.embed.weight.new_tensor([f.high for f in FEATURES])
         seen = torch.stack(features, dim=1).to(low)
         return seen.clamp(low, high).nan_to_num(nan=0.0)
+
+
+def _adam_direction(
+    g: Tensor, s: dict[str, Tensor], count: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Adam's direction, the root mean square gradient behind it, and the new moments."""
+    momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
+    square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
+    root = (square / (1 - _SLOW**count)[:, None]).sqrt()
+    floor = 1e-2 * root.square().mean(1, keepdim=True).sqrt()
+    direction = safe_ratio(momentum / (1 - _FAST**count)[:, None], root + floor)
+    return direction, root, {"momentum": momentum, "square": square}
+
+
+def _trusted_move(
+    model: CurvatureModel,
+    *,
+    g: Tensor,
+    adaptive: Tensor,
+    share: Tensor,
+    largest: Tensor,
+    elsewhere: Tensor,
+    radius: Tensor,
+    gain: Tensor,
+) -> tuple[Tensor, TrustedStep]:
+    """The step within the radius, ``[N, P]``; decisions keep their graph, the model has none."""
+    slopes = (model.basis @ g[..., None])[..., 0]
+    # Outside of the span: gradient and Adam's direction, less what lies in the span.
+    rest = g - (slopes[:, None] @ model.basis)[:, 0]
+    spread = adaptive - ((model.basis @ adaptive[..., None]).mT @ model.basis)[:, 0]
+    outside = _unit(_unit(rest) * (1 - share)[:, None] + _unit(spread) * share[:, None])
+    slopes = torch.cat((slopes, dot(outside, g)[:, None]), dim=1)
+    curvatures = torch.where(model.is_known, model.curvatures, elsewhere.detach()[:, None])
+    curvatures = torch.cat((curvatures, elsewhere[:, None]), dim=1)
+    # Nothing is known of curvature yet: the radius alone decides.
+    is_flat = largest == 0
+    curvatures = curvatures.masked_fill(is_flat[:, None], 0)
+    trusted = trust_region_step(slopes, curvatures, radius)
+    length = torch.where(trusted.is_inside, gain, radius / radius.detach())
+    # An unbounded step outside of the span is inverse to the curvature that the net chose there.
+    tiny = torch.finfo(g.dtype).tiny
+    bend = elsewhere.detach() / elsewhere.clamp_min(tiny)
+    bend = bend.where(trusted.is_inside & ~is_flat, torch.ones_like(bend))
+    inner = (trusted.coefficients[:, None, :-1] @ model.basis)[:, 0]
+    move = inner + (trusted.coefficients[:, -1] * bend)[:, None] * outside
+    return move * length[:, None], trusted
 
 
 def _unit(vectors: Tensor) -> Tensor:
