@@ -81,6 +81,49 @@ def moment_ratios(first: Tensor, second: Tensor, grads: Tensor, *, epsilon: floa
     return torch.stack((grads / scale, first / scale), dim=-1)
 
 
+TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+"""Steps around which each of `time_features` turns from -1 to 1."""
+
+NORMALIZER_FLOOR = 1e-5
+"""What `rms_normalized` adds to the mean square, as its authors' code does."""
+
+
+def time_features(steps: Tensor, *, dtype: torch.dtype) -> Tensor:
+    r"""Where in a run one is, on a log scale: ``tanh(t / T - 1)`` for each ``T`` of `TIME_SCALES`.
+
+    Args:
+        steps: ``[N]`` steps taken so far.
+        dtype: type of the features.
+
+    Returns:
+        ``[N, 11]`` features.
+
+    References:
+        Metz et al. 2022 (arXiv:2203.11860), appendix; the time features of ``mlp_lopt.py`` in
+        google/learned_optimization.
+    """
+    scales = torch.tensor(TIME_SCALES, dtype=torch.float64, device=steps.device)
+    return (steps.double().unsqueeze(1) / scales - 1).tanh().to(dtype)
+
+
+def rms_normalized(features: Tensor) -> Tensor:
+    r"""Every feature in units of its root mean square over the coordinates of one tensor.
+
+    $$ x / \sqrt{10^{-5} + \mathrm{mean}(x^2)} $$
+
+    Args:
+        features: ``[N, P, F]``, for the ``P`` coordinates of one tensor.
+
+    Returns:
+        ``[N, P, F]``.
+
+    References:
+        Metz et al. 2019 (arXiv:1810.10180), appendix; Metz et al. 2022 (arXiv:2203.11860).
+    """
+    mean_square = features.square().mean(dim=1, keepdim=True)
+    return features * (mean_square + NORMALIZER_FLOOR).rsqrt()
+
+
 @dataclass(frozen=True)
 class Feature:
     """One observed number.

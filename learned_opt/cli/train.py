@@ -23,7 +23,7 @@ from learned_opt.tracking import open_tracker
 class Train:
     """Meta-train a learned rule on its own runs."""
 
-    rule: tyro.conf.Positional[Literal["lstm", "rnnprop"]] = "lstm"
+    rule: tyro.conf.Positional[Literal["lstm", "rnnprop", "mlp_lopt", "small_fc_lopt"]] = "lstm"
     """Architecture."""
     tasks: tuple[str, ...] = ("random_quadratic",)
     """Tasks to train on, by name; each episode draws one."""

@@ -20,12 +20,14 @@ from learned_opt.rules.classic import Nesterov as Nesterov
 from learned_opt.rules.classic import NormalizedGD as NormalizedGD
 from learned_opt.rules.controller import Controller as Controller
 from learned_opt.rules.lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
+from learned_opt.rules.mlp_lopt import MLPLOpt as MLPLOpt
 from learned_opt.rules.noisy import SGLD as SGLD
 from learned_opt.rules.noisy import NoisyGD as NoisyGD
 from learned_opt.rules.perturbed import PerturbedGD as PerturbedGD
 from learned_opt.rules.perturbed import PerturbedGDTheory as PerturbedGDTheory
 from learned_opt.rules.policy import PolicyRule as PolicyRule
 from learned_opt.rules.rnnprop import RNNProp as RNNProp
+from learned_opt.rules.small_fc_lopt import SmallFCLOpt as SmallFCLOpt
 from learned_opt.rules.weights import list_rules as list_rules
 from learned_opt.rules.weights import load_rule as load_rule
 from learned_opt.rules.weights import save_rule as save_rule
