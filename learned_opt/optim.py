@@ -73,12 +73,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = copy.deepcopy(rule) if isinstance(rule, Rule) else resolve_rule(rule)
         self.rule = rule.requires_grad_(requires_grad=False).eval()
         self.seed = seed
-        for key, value in rule.named_parameters() if isinstance(rule, HandMade) else ():
-            require(
-                value.numel() == 1,
-                f"rule '{rule.name}': {key} must be one number here, got a sweep of "
-                f"{value.numel()}",
-            )
+        for part in rule.modules():
+            for key, value in part.named_parameters() if isinstance(part, HandMade) else ():
+                require(
+                    value.numel() == 1,
+                    f"rule '{part.name}': {key} must be one number here, got a sweep of "
+                    f"{value.numel()}",
+                )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: Group) -> None:
@@ -188,11 +189,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Copies, because a rule may keep what it is given (the last point, the last gradient), while
         parameters and gradients are changed in place here and by the training loop.
         """
-        if isinstance(self.rule, HandMade):
+        dtype = self.rule.compute_dtype
+        if dtype is None:
             is_double = any(t.dtype == torch.float64 for t in tensors.values())
             dtype = torch.float64 if is_double else torch.float32
-        else:
-            dtype = next((p.dtype for p in self.rule.parameters()), torch.float32)
         return {name: t.detach().to(dtype, copy=True).unsqueeze(0) for name, t in tensors.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

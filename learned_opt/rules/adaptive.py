@@ -137,7 +137,7 @@ class Adam(HandMade):
 
     def init(self, params: Params) -> Tree:
         """Zero moments, step 0."""
-        return _zero_moments(params)
+        return zero_moments(params)
 
     def forward(
         self,
@@ -150,7 +150,14 @@ class Adam(HandMade):
     ) -> tuple[Params, Tree]:
         """One step of Adam."""
         del params, loss, rng
-        return _adam(self, grads, state)
+        return adam_step(
+            grads,
+            state,
+            learning_rate=self.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+        )
 
 
 @final
@@ -191,7 +198,7 @@ class AdamW(HandMade):
 
     def init(self, params: Params) -> Tree:
         """Zero moments, step 0."""
-        return _zero_moments(params)
+        return zero_moments(params)
 
     def forward(
         self,
@@ -204,7 +211,14 @@ class AdamW(HandMade):
     ) -> tuple[Params, Tree]:
         """One step of AdamW."""
         del loss, rng
-        updates, state = _adam(self, grads, state)
+        updates, state = adam_step(
+            grads,
+            state,
+            learning_rate=self.learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+        )
         shrinkage = -self.learning_rate * self.weight_decay
         updates = {
             k: torch.addcmul(update, params[k], per_problem(shrinkage, update))
@@ -278,7 +292,7 @@ def _require_decays(rule: HandMade, *names: str) -> None:
         )
 
 
-def _zero_moments(params: Params) -> Tree:
+def zero_moments(params: Params) -> Tree:
     """Adam's state before the first step."""
     device = next(iter(params.values())).device
     return {
@@ -306,15 +320,34 @@ def _step(direction: Tensor, second: Tensor, *, scale: Tensor, eps: Tensor) -> T
     return direction * -per_problem(scale, direction) / denominator
 
 
-def _adam(rule: Adam | AdamW, grads: Params, state: Tree) -> tuple[Params, Tree]:
-    """Adam's update and next state."""
-    first = _first_moment(rule.beta1, grads, state["first_moment"])  # type: ignore[arg-type]
-    second = _second_moment(rule.beta2, grads, state["second_moment"])  # type: ignore[arg-type]
+def adam_step(
+    grads: Params,
+    state: Tree,
+    *,
+    learning_rate: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+) -> tuple[Params, Tree]:
+    """Adam's update and next state.
+
+    Args:
+        grads: gradients, each ``[N, *shape]``.
+        state: what `zero_moments` or the last call returned.
+        learning_rate: 0-d or ``[N]``, float64, as are the others.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: floor of the root of the second moment.
+
+    Returns:
+        ``(updates, state)``, as of `Rule.forward`.
+    """
+    first = _first_moment(beta1, grads, state["first_moment"])  # type: ignore[arg-type]
+    second = _second_moment(beta2, grads, state["second_moment"])  # type: ignore[arg-type]
     step: Tensor = state["step"] + 1  # type: ignore[operator,assignment]
     # lr (m / c1) / (sqrt(v / c2) + eps) with both corrections moved to the [N] scalars, in float64.
-    correction1 = 1 - rule.beta1**step
-    correction2 = (1 - rule.beta2**step).sqrt()
-    scale = rule.learning_rate * correction2 / correction1
-    eps = rule.eps * correction2
-    updates = {k: _step(m, second[k], scale=scale, eps=eps) for k, m in first.items()}
+    correction1 = 1 - beta1**step
+    correction2 = (1 - beta2**step).sqrt()
+    scale = learning_rate * correction2 / correction1
+    updates = {k: _step(m, second[k], scale=scale, eps=eps * correction2) for k, m in first.items()}
     return updates, {"first_moment": first, "second_moment": second, "step": step}  # type: ignore[dict-item]

@@ -8,6 +8,7 @@ and may carry the problem axis, so that a whole sweep moves as one batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -76,6 +77,11 @@ class Rule(nn.Module, ABC):
         """Number of problems that theta is made for, or None if it serves any number."""
         return None
 
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Type that parameters must have; None for a rule that takes any."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able, that rebuild this rule's structure (without theta)."""
         return {}
@@ -106,6 +112,11 @@ class HandMade(Rule):
     def sweep_size(self) -> int | None:
         """Length of the hyperparameters that carry the problem axis; None if all are scalars."""
         return max((p.shape[0] for p in self.parameters() if p.dim()), default=None)
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Any: hyperparameters take the type of what they multiply."""
+        return None
 
     def config(self) -> dict[str, Any]:
         """The hyperparameters as plain numbers (lists for a sweep)."""
@@ -148,6 +159,44 @@ def get_rule(name: str, **settings: Any) -> Rule:
         return _REGISTRY[name](**settings)
     except TypeError as error:
         raise LearnedOptError(f"rule '{name}': {error}") from error
+
+
+def build_rule(what: Rule | str | Mapping[str, Any]) -> Rule:
+    """A part of a composed rule, from whatever names it.
+
+    Args:
+        what: a rule, which is taken as it is; a registered name, which gives fresh theta; or what
+            `describe_rule` returned.
+
+    Returns:
+        The rule.
+
+    Raises:
+        LearnedOptError: if it describes nothing, or the name or a setting is unknown.
+
+    Examples:
+        >>> build_rule({"name": "sgd", "config": {"learning_rate": 0.5}}).learning_rate.item()
+        0.5
+    """
+    if isinstance(what, Rule):
+        return what
+    if isinstance(what, str):
+        return get_rule(what)
+    require(
+        set(what) <= {"name", "config"} and "name" in what,
+        f"a rule is described by 'name' and 'config', got {what!r}",
+    )
+    return get_rule(what["name"], **what.get("config", {}))
+
+
+def describe_rule(rule: Rule) -> dict[str, Any]:
+    """Name and settings, JSON-able, from which `build_rule` makes the rule anew (without theta).
+
+    Examples:
+        >>> describe_rule(get_rule("sgd", learning_rate=0.5))
+        {'name': 'sgd', 'config': {'learning_rate': 0.5}}
+    """
+    return {"name": rule.name, "config": rule.config()}
 
 
 def registered_rules() -> dict[str, str]:
