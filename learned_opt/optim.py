@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.rules.base import HandMade, Rule
+from learned_opt.rules.guarded import Guarded
 from learned_opt.rules.weights import resolve_rule
 from learned_opt.trees import Params, Tree, leaves, tree_map
 
@@ -36,7 +37,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
     momentum) is left as it was. To rules that do not keep tensors apart (the recurrent ones) it
     looks like a zero gradient. A group without any gradient is skipped altogether.
 
-    As in ``torch.optim``, gradients that are NaN are not looked for.
+    Learned rules act under guard (`Guarded`): where one makes less progress than Adam's steps
+    promise, diverges or returns NaN, its last steps are undone and Adam takes over, with a message
+    of the logger ``learned_opt.rules.guarded``; and no parameter becomes infinite or NaN. A rule
+    that does well is left alone, to the last bit. The guard judges by the loss, so give it:
+    ``step(closure)`` or ``step(loss=loss)``; without one it estimates changes from gradients. It
+    costs a step of Adam and a few passes over the parameters, and six copies of them (Adam's
+    moments twice, and two points). Without guard, and for hand-made rules, gradients that are NaN
+    are not looked for, as in ``torch.optim``.
 
     Args:
         params: parameters, named parameters, or groups of either, as for any torch optimizer.
@@ -49,6 +57,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             gradient as in AdamW. Because ``lr`` is around 1 here, not around 1e-3, values are
             correspondingly smaller: AdamW's ``lr=1e-3, weight_decay=1e-2`` is 1e-5 here.
         seed: of the random numbers of rules that use them; each group has a stream of its own.
+        guard: True guards learned rules, with Adam at its default settings to fall back to; a rule
+            (or its name) guards any rule and is fallen back to; False trusts the rule.
+
+    Attributes:
+        rule: the rule that was asked for, without its guard.
 
     Raises:
         LearnedOptError: if the rule cannot be found or loaded, is a sweep, or a setting or a
@@ -69,11 +82,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         seed: int = 0,
+        guard: bool | str | Rule = True,
     ) -> None:
         rule = copy.deepcopy(rule) if isinstance(rule, Rule) else resolve_rule(rule)
-        self.rule = rule.requires_grad_(requires_grad=False).eval()
+        mover = rule
+        if guard is True and not isinstance(rule, HandMade | Guarded):
+            mover = Guarded(rule, "adam")
+        elif not isinstance(guard, bool):
+            fallback = copy.deepcopy(guard) if isinstance(guard, Rule) else resolve_rule(guard)
+            mover = Guarded(rule, fallback)
+        self._mover = mover.requires_grad_(requires_grad=False).eval()
+        self.rule = rule
         self.seed = seed
-        for part in rule.modules():
+        for part in mover.modules():
             for key, value in part.named_parameters() if isinstance(part, HandMade) else ():
                 require(
                     value.numel() == 1,
@@ -133,7 +154,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             f"loss must be one number, got shape {tuple(value.shape) if value is not None else ()}",
         )
         require(
-            value is not None or not self.rule.needs_loss,
+            value is not None or not self._mover.needs_loss,
             f"rule '{self.rule.name}' needs the loss: call step(closure) or step(loss=loss)",
         )
         for group in self.param_groups:
@@ -151,20 +172,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return
         params = self._as_problem(tensors)
         like = next(iter(params.values()))
-        self.rule.to(like.device)
+        self._mover.to(like.device)
         first = group["params"][0]
         stored = self.state[first]
         old = stored.get(_RULE_STATE)
-        old = self.rule.init(params) if old is None else old
+        old = self._mover.init(params) if old is None else old
         grads = self._as_problem({
             name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in tensors.items()
         })
         rng = None
-        if self.rule.needs_rng:
+        if self._mover.needs_rng:
             rng = torch.Generator().manual_seed(self.seed + index)
             if _GENERATOR_STATE in stored:
                 rng.set_state(stored[_GENERATOR_STATE])
-        updates, new = self.rule(
+        updates, new = self._mover(
             grads,
             old,
             params,
@@ -177,11 +198,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if rng is not None:
             self.state[first][_GENERATOR_STATE] = rng.get_state()
         lr, weight_decay = group["lr"], group["weight_decay"]
+        back = self._mover.returns(new)
+        if back is not None and bool(back):
+            lr, weight_decay = 1.0, 0.0
         for name, p in tensors.items():
             if p.grad is not None:
                 update = updates[name][0]
                 precise = p.to(torch.promote_types(p.dtype, update.dtype))
-                p.copy_(precise * (1 - lr * weight_decay) + lr * update)
+                moved = (precise * (1 - lr * weight_decay) + lr * update).to(p.dtype)
+                # A guard sees neither the learning rate nor what the parameter's type can hold.
+                p.copy_(moved if back is None else torch.where(moved.isfinite(), moved, p))
 
     def _as_problem(self, tensors: dict[str, Tensor]) -> Params:
         """Copies of the tensors with a problem axis of one, in the type the rule computes in.
@@ -189,7 +215,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Copies, because a rule may keep what it is given (the last point, the last gradient), while
         parameters and gradients are changed in place here and by the training loop.
         """
-        dtype = self.rule.compute_dtype
+        dtype = self._mover.compute_dtype
         if dtype is None:
             is_double = any(t.dtype == torch.float64 for t in tensors.values())
             dtype = torch.float64 if is_double else torch.float32
@@ -233,14 +259,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             tensors = _named(group)
             if not entry or not tensors:
                 continue
-            expected = leaves(self.rule.init(self._as_problem(tensors)))
+            expected = leaves(self._mover.init(self._as_problem(tensors)))
             found = leaves(entry[_RULE_STATE]) if _RULE_STATE in entry else None
             require(
                 found is not None
                 and {k: v.shape for k, v in found.items()}
                 == {k: v.shape for k, v in expected.items()},
                 f"the loaded optimizer state does not fit the rule '{self.rule.name}' on these "
-                "parameters: it must come from a LearnedOptimizer with the same rule and shapes",
+                "parameters: it must come from a LearnedOptimizer with the same rule, guard and "
+                "shapes",
             )
             device = group["params"][0].device
             loaded = {
@@ -253,7 +280,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Torch's own list of what to copy and pickle has no place for the rule.
-        return {**super().__getstate__(), "rule": self.rule, "seed": self.seed}
+        return {
+            **super().__getstate__(),
+            "rule": self.rule,
+            "_mover": self._mover,
+            "seed": self.seed,
+        }
 
 
 def _named(group: Group) -> dict[str, Tensor]:

@@ -67,6 +67,25 @@ def replace_rows(tree: Tree, index: Tensor, rows: Tree) -> Tree:
     return replaced
 
 
+def choose(mask: Tensor, yes: Tree, no: Tree) -> Tree:
+    """Problem by problem, the leaf of `yes` where `mask` ``[N]`` holds, else that of `no`."""
+    chosen: Tree = {}
+    for key, leaf in yes.items():
+        other = no[key]
+        if isinstance(leaf, dict):
+            assert isinstance(other, dict)
+            chosen[key] = choose(mask, leaf, other)
+        else:
+            assert isinstance(other, Tensor)
+            chosen[key] = torch.where(per_row(mask, leaf), leaf, other)
+    return chosen
+
+
+def per_row(mask: Tensor, like: Tensor) -> Tensor:
+    """Shape an ``[N]`` mask so that it selects rows of `like` ``[N, ...]``."""
+    return mask.reshape(-1, *([1] * (like.dim() - 1)))
+
+
 def repeat(tree: Tree, num_repeats: int) -> Tree:
     """Repeat the whole batch `num_repeats` times: problem ``i`` goes to ``i + k N``."""
     return tree_map(lambda leaf: leaf.repeat(num_repeats, *([1] * (leaf.dim() - 1))), tree)

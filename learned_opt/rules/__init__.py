@@ -21,6 +21,7 @@ from learned_opt.rules.classic import Momentum as Momentum
 from learned_opt.rules.classic import Nesterov as Nesterov
 from learned_opt.rules.classic import NormalizedGD as NormalizedGD
 from learned_opt.rules.controller import Controller as Controller
+from learned_opt.rules.guarded import Guarded as Guarded
 from learned_opt.rules.learnable_adam import LearnableAdam as LearnableAdam
 from learned_opt.rules.lstm import CoordinatewiseLSTM as CoordinatewiseLSTM
 from learned_opt.rules.mlp_lopt import MLPLOpt as MLPLOpt

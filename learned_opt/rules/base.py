@@ -82,6 +82,20 @@ class Rule(nn.Module, ABC):
         """Type that parameters must have; None for a rule that takes any."""
         return next((p.dtype for p in self.parameters()), torch.float32)
 
+    def returns(self, state: Tree) -> Tensor | None:
+        """Whether the last updates go back to where a problem was, rather than on from where it is.
+
+        Factors on the steps, such as a scheduled learning rate, do not apply to these.
+
+        Args:
+            state: what the last `forward` returned.
+
+        Returns:
+            ``[N]`` truth values, or None for a rule that never goes back.
+        """
+        del state
+        return None
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able, that rebuild this rule's structure (without theta)."""
         return {}

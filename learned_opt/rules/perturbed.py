@@ -17,7 +17,7 @@ from learned_opt.errors import LearnedOptError, require
 from learned_opt.rules.base import HandMade, register_rule
 from learned_opt.rules.noisy import given, in_ball
 from learned_opt.rules.norms import problem_norm
-from learned_opt.trees import Params, Tree, num_problems, per_problem
+from learned_opt.trees import Params, Tree, num_problems, per_problem, per_row
 
 
 @final
@@ -213,8 +213,8 @@ class PerturbedGDTheory(HandMade):
             rng=given(rng, self),
         )
         updates = {
-            k: torch.where(_rows(ends, u), before[k] - params[k], u).masked_fill(
-                _rows(terminated, u), 0.0
+            k: torch.where(per_row(ends, u), before[k] - params[k], u).masked_fill(
+                per_row(terminated, u), 0.0
             )
             for k, u in updates.items()
         }
@@ -223,7 +223,7 @@ class PerturbedGDTheory(HandMade):
             "terminated": terminated | ends,
             "loss_before": torch.where(perturbs, loss.double(), loss_before),
             "point_before": {
-                k: torch.where(_rows(perturbs, p), p, before[k]) for k, p in params.items()
+                k: torch.where(per_row(perturbs, p), p, before[k]) for k, p in params.items()
             },
         }
 
@@ -232,11 +232,6 @@ def _never(params: Params) -> Tensor:
     """``[N]`` steps since the last perturbation when there was none."""
     device = next(iter(params.values())).device
     return torch.full((num_problems(params),), torch.inf, dtype=torch.float64, device=device)
-
-
-def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    """Shape an ``[N]`` mask so that it selects rows of `like` ``[N, ...]``."""
-    return mask.reshape(-1, *([1] * (like.dim() - 1)))
 
 
 def _descend_or_perturb(
@@ -254,6 +249,6 @@ def _descend_or_perturb(
         return updates
     noise = in_ball(params, rng)
     return {
-        k: torch.where(_rows(perturbs, u), per_problem(radius, u) * noise[k], u)
+        k: torch.where(per_row(perturbs, u), per_problem(radius, u) * noise[k], u)
         for k, u in updates.items()
     }

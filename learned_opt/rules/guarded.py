@@ -1,0 +1,325 @@
+"""A guard: a rule acts as long as it keeps what a trusted one promises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from learned_opt.errors import require
+from learned_opt.features import dot, safe_ratio
+from learned_opt.rules.base import Rule, build_rule, describe_rule, register_rule
+from learned_opt.rules.supervision import Book, Sight, Terms, advance, open_book, supervise, undo
+from learned_opt.trees import Params, Tree, choose, flatten, num_problems, per_row, unflatten
+
+_LOG = logging.getLogger(__name__)
+
+
+@final
+@register_rule
+class Guarded(Rule):
+    r"""A rule under guard: where it fails, problem by problem, a trusted rule takes over.
+
+    The rule acts. Beside it the fallback is run on the same gradients, and promises, to first
+    order, a fall of the loss: ``p = -<gradient, fallback's update>``. The run is cut into windows,
+    of `window` steps and later of a tenth of the rule's tenure. A window is *kept* if the loss fell
+    by `demand` of the promises made in it, less `tolerance` standard errors of its own noise.
+    Otherwise it is *undone*: parameters and fallback return to where it began, and the fallback
+    acts. It is undone at once where a loss, gradient or update is not finite, or where the loss,
+    more than `window` steps into it, rises thrice as far as in any window before.
+
+    After `rest` windows of the fallback the rule gets a trial window, from a fresh state. It is
+    handed back the charge if the loss falls faster than in the fallback's last window, beyond
+    noise; else the trial is undone, and the fallback's windows and the next trial are twice as
+    long. Each hand-over and hand-back, not each trial, is one message of the logger
+    ``learned_opt.rules.guarded``.
+
+    What holds, for any rule:
+
+    1. *Finite.* No parameter becomes infinite or NaN if it was finite at the start, and the
+       fallback's own steps are left out where they would do it.
+    2. *Untouched.* Up to the first window that is undone the updates are the rule's, bit for bit.
+    3. *Late by little.* Where no window is kept, the points after undone windows are struck out are
+       the fallback's own, bit for bit as long as gradients are deterministic, because its state is
+       undone too. An undone window of ``w`` steps costs ``w + 1`` gradients, and one more where
+       rounding keeps a return from being exact (from more than twice as far from zero; a few from
+       astronomically far). There is one of `window` steps before the fallback acts, and one of
+       ``w`` for every ``rest * w`` steps of it. With the defaults the guard needs at most
+       ``18 (1 + T / 384)`` gradients more than the ``T`` of the fallback alone (18 for
+       ``T < 384``): less than 10 % from T = 181 on. No guard whose first steps are the rule's can
+       promise as much for short runs.
+    4. *Progress.* As long as all windows are kept, and with ``tolerance=0``, the means that
+       progress is measured between telescope, so the loss fell by at least `demand` times all
+       promises. Gradient descent of step ``h`` as fallback promises ``h |gradient|^2``, hence
+       ``sum |gradient|^2 <= (f(x_0) - inf f) / (demand h)``: the inequality from which the rate of
+       gradient descent itself on smooth nonconvex functions follows (Nesterov 2004, section 1.2.3,
+       where the factor is 2 / h). Once the fallback has acted, its promises count only in so far as
+       it kept them itself.
+
+    What does not hold: an excursion is undone, not prevented; a rule that keeps windows leads to
+    other places than the fallback, which in nonconvex problems may be worse ones; and with noise
+    all judgements are statistical. Noise also makes promises too high, by the part of the
+    fallback's step that follows the noise of the very gradient it is judged by, so where noise
+    dominates the guard leans towards the fallback; `demand` can be lowered.
+
+    Without a loss it adds up the trapezoid rule along its steps, which is exact for quadratics.
+
+    Memory beyond that of both rules: two copies of the parameters (where to go back to, the last
+    point) and one of the fallback's state. The gradient at an undone point is not used.
+
+    The idea, a test on the rule's step with a provably convergent one in reserve, is that of
+    safeguarded learning to optimize; both published guards look at other points than the one they
+    are at (the candidate's residual, or both candidates' losses), which one gradient a step does
+    not allow, hence windows, promises and undoing.
+
+    Args:
+        rule: the rule to guard: a `Rule`, a registered name (fresh theta), or a description as in
+            `config`.
+        fallback: the trusted one, in the same forms; it must not need random numbers.
+        window: steps of the shortest window, at least 4.
+        rest: windows of the fallback before a trial.
+        demand: share of the fallback's promise that the rule must keep, in [0, 1].
+        tolerance: standard errors of a window's progress that pass for noise.
+
+    Raises:
+        LearnedOptError: if a rule is unknown or does not fit, or a setting is out of range.
+
+    References:
+        Heaton, Chen, Wang and Yin 2020, "Safeguarded learned convex optimization"
+        (arXiv:2003.01880); Prémont-Schwarz, Vítků and Feyereisl 2022, "A simple guard for learned
+        optimizers" (arXiv:2201.12426).
+
+    Examples:
+        >>> rule = Guarded("lstm", "adam")
+        >>> params = {"x": torch.zeros(3, 10)}
+        >>> updates, state = rule({"x": torch.ones(3, 10)}, rule.init(params), params)
+        >>> updates["x"].shape
+        torch.Size([3, 10])
+    """
+
+    name = "guarded"
+
+    def __init__(
+        self,
+        rule: Rule | str | Mapping[str, Any] = "lstm",
+        fallback: Rule | str | Mapping[str, Any] = "adam",
+        *,
+        window: int = 16,
+        rest: int = 24,
+        demand: float = 0.9,
+        tolerance: float = 2.0,
+    ) -> None:
+        super().__init__()
+        require(window >= 4, f"window must be at least 4, got {window}")
+        require(rest >= 1, f"rest must be positive, got {rest}")
+        require(0 <= demand <= 1, f"demand must be between 0 and 1, got {demand}")
+        require(tolerance >= 0, f"tolerance must not be negative, got {tolerance}")
+        self.window, self.rest = window, rest
+        self.demand, self.tolerance = demand, tolerance
+        self.rule, self.fallback = build_rule(rule), build_rule(fallback)
+        require(
+            not self.fallback.needs_rng,
+            f"fallback must not need random numbers, got '{self.fallback.name}'",
+        )
+        sizes = {self.rule.sweep_size, self.fallback.sweep_size} - {None}
+        require(
+            len(sizes) <= 1,
+            "rule and fallback must be sweeps over equally many problems, got "
+            f"{self.rule.sweep_size} and {self.fallback.sweep_size}",
+        )
+
+    @property
+    def needs_loss(self) -> bool:  # type: ignore[override]
+        """Whether either rule does; the guard itself sees more with it, but can do without."""
+        return self.rule.needs_loss or self.fallback.needs_loss
+
+    @property
+    def needs_rng(self) -> bool:  # type: ignore[override]
+        """Whether the rule does."""
+        return self.rule.needs_rng
+
+    @property
+    def feature_schema(self) -> str:  # type: ignore[override]
+        """That of the rule."""
+        return self.rule.feature_schema
+
+    @property
+    def sweep_size(self) -> int | None:
+        """That of whichever is a sweep."""
+        return self.rule.sweep_size or self.fallback.sweep_size
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """That of the rule, or of the fallback if the rule takes any."""
+        return self.rule.compute_dtype or self.fallback.compute_dtype
+
+    def config(self) -> dict[str, Any]:
+        """Both rules and the settings of the guard."""
+        return {
+            "rule": describe_rule(self.rule),
+            "fallback": describe_rule(self.fallback),
+            "window": self.window,
+            "rest": self.rest,
+            "demand": self.demand,
+            "tolerance": self.tolerance,
+        }
+
+    def returns(self, state: Tree) -> Tensor:
+        """Whether the last updates undo a window."""
+        book: Book = state["book"]  # type: ignore[assignment]
+        return book["away"].gt(0)
+
+    def init(self, params: Params) -> Tree:
+        """Both states, where to go back to, the last step, and the book."""
+        size, point = num_problems(params), flatten(params).detach()
+        number = torch.zeros(size, dtype=torch.float64, device=point.device)
+        fallback = self.fallback.init(params)
+        book = open_book(size, self._terms(point), device=point.device)
+        return {
+            "rule": self.rule.init(params),
+            "fallback": fallback,
+            "anchor": {"point": point, "fallback": fallback, "loss": number},
+            "step": {"from": point, "length": number, "slope": number, "promise": number},
+            "book": {**book, "knew_loss": torch.zeros_like(book["is_rule"])},
+        }
+
+    def forward(
+        self,
+        grads: Params,
+        state: Tree,
+        params: Params,
+        *,
+        loss: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Params, Tree]:
+        """One step; see `Rule.forward`."""
+        old: dict[str, Any] = state
+        slopes, point = flatten(grads).detach(), flatten(params).detach()
+        terms = self._terms(point)
+        with torch.no_grad():
+            sight, book = self._see(slopes, point, loss, old)
+            book, ruling = supervise(book, sight, terms)
+        anchor, memory = old["anchor"], old["rule"]
+        if bool(ruling.anchors.any()):
+            here: Tree = {"point": point, "fallback": old["fallback"], "loss": sight.loss}
+            anchor = choose(ruling.anchors, here, anchor)
+        if bool(ruling.starts.any()):
+            memory = choose(ruling.starts, self.rule.init(params), memory)
+        steps, fallback = self._fall_back(grads, old["fallback"], params, sight.is_healthy, loss)
+        updates, fails, is_rule = steps, ruling.fails, book["is_rule"]
+        if self.needs_rng or bool((is_rule & ~fails).any()):
+            moves, new = self.rule(grads, memory, params, loss=loss, rng=rng)
+            fails = fails | (is_rule & ~_is_safe(moves, point))
+            acts = is_rule & ~fails
+            if bool(acts.all()):
+                updates, memory = moves, new
+            else:
+                updates = choose(acts, moves, steps)  # type: ignore[assignment,arg-type]
+                memory = choose(acts, new, memory)
+        if bool(ruling.wins.any()):
+            self._report(ruling.wins, book, "back to", self.rule)
+        flat = flatten(updates).detach()
+        step = {
+            "from": point,
+            "length": torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64),
+            "slope": dot(slopes, flat).double(),
+            "promise": -dot(slopes, flatten(steps).detach()).double(),
+        }
+        goes_back = fails | sight.is_away
+        book = advance(book)
+        if bool(goes_back.any()):
+            self._report(fails & ~book["is_trial"], book, "over to", self.fallback)
+            back = unflatten(anchor["point"] - point, params)
+            updates = choose(goes_back, back, updates)  # type: ignore[assignment,arg-type]
+            fallback = choose(goes_back, anchor["fallback"], fallback)
+            still = {k: torch.zeros_like(v) for k, v in step.items()} | {"from": anchor["point"]}
+            step = choose(goes_back, still, step)  # type: ignore[assignment,arg-type]
+            book = undo(book, goes_back, terms, loss=anchor["loss"])
+        return updates, {
+            "rule": memory,
+            "fallback": fallback,
+            "anchor": anchor,
+            "step": step,  # type: ignore[dict-item]
+            "book": book,  # type: ignore[dict-item]
+        }
+
+    def _report(self, mask: Tensor, book: Book, way: str, rule: Rule) -> None:
+        """One message for all problems that change hands at a step."""
+        if bool(mask.any()):
+            level = logging.WARNING if rule is self.fallback else logging.INFO
+            _LOG.log(
+                level,
+                "guard: %d of %d problems handed %s '%s' after %d steps",
+                int(mask.sum()),
+                len(mask),
+                way,
+                rule.name,
+                int(book["steps"][mask].max()),
+            )
+
+    def _terms(self, point: Tensor) -> Terms:
+        return Terms(
+            window=self.window,
+            rest=self.rest,
+            demand=self.demand,
+            tolerance=self.tolerance,
+            rounding=8 * torch.finfo(point.dtype).eps,
+        )
+
+    def _see(
+        self, slopes: Tensor, point: Tensor, loss: Tensor | None, old: dict[str, Any]
+    ) -> tuple[Sight, Book]:
+        """What is seen at this point, and the book, in which runs that are back have arrived."""
+        step, book = old["step"], old["book"]
+        moved = point - step["from"]
+        length = torch.linalg.vector_norm(moved, dim=1, dtype=torch.float64)
+        # What the caller makes of an update (a learning rate) is read off the distance moved.
+        stood = step["length"] == 0
+        scale = safe_ratio(length, step["length"]).masked_fill(stood, 1)
+        if loss is None:
+            # The trapezoid rule along the step, which is exact where the loss is quadratic.
+            value = book["last"] + (scale * step["slope"] + dot(slopes, moved).double()) / 2
+        else:
+            value = loss.detach().double()
+        is_healthy = value.isfinite() & slopes.isfinite().all(dim=1)
+        is_away = book["away"] > 0
+        if bool(is_away.any()):
+            is_there = (point == old["anchor"]["point"]).all(dim=1)
+            is_away = is_away & ~is_there & (book["away"] > 1)
+            book = {**book, "away": book["away"] * is_away}
+        is_fresh = (book["steps"] == 0) | (book["knew_loss"] != (loss is not None))
+        sight = Sight(
+            loss=torch.where(is_healthy & ~is_away, value, book["last"]),
+            promise=scale * step["promise"],
+            is_healthy=is_healthy,
+            is_away=is_away,
+            is_fresh=is_fresh & is_healthy & ~is_away,
+        )
+        knew = torch.where(is_away, book["knew_loss"], loss is not None)
+        return sight, {**book, "knew_loss": knew}
+
+    def _fall_back(
+        self,
+        grads: Params,
+        state: Tree,
+        params: Params,
+        is_healthy: Tensor,
+        loss: Tensor | None,
+    ) -> tuple[Params, Tree]:
+        """The fallback's step and state; neither changes where the step would not be finite."""
+        steps, new = self.fallback(grads, state, params, loss=loss)
+        is_usable = is_healthy & _is_safe(steps, flatten(params))
+        if bool(is_usable.all()):
+            return steps, new
+        steps = {k: u.masked_fill(~per_row(is_usable, u), 0.0) for k, u in steps.items()}
+        return steps, choose(is_usable, new, state)
+
+
+def _is_safe(updates: Params, point: Tensor) -> Tensor:
+    """``[N]`` whether the next points are finite, and their squares."""
+    limit = torch.finfo(point.dtype).max ** 0.5
+    # NaN compares as false.
+    return (point + flatten(updates).detach()).abs().lt(limit).all(dim=1)
