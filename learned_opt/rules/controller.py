@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from learned_opt.errors import require
 from learned_opt.features import Feature, dot, safe_ratio, schema_hash
 from learned_opt.rules.base import Rule, register_rule
+from learned_opt.rules.lstm import LSTMStack
 from learned_opt.subspace import (
     CurvatureModel,
     TrustedStep,
@@ -103,7 +104,7 @@ class Controller(Rule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Linear(len(FEATURES), hidden_size)
-            self.cell = nn.LSTMCell(hidden_size, hidden_size)
+            self.lstm = LSTMStack(input_size=hidden_size, hidden_size=hidden_size, num_layers=1)
             self.head = nn.Linear(hidden_size, len(_DECISIONS))
             nn.init.normal_(self.head.weight, std=1e-2)
             nn.init.zeros_(self.head.bias)
@@ -117,15 +118,13 @@ class Controller(Rule):
         """Nothing known, nothing moved."""
         x = flatten(params)
         vector, scalar = torch.zeros_like(x), x.new_zeros(len(x))
-        unit = self.embed.weight.new_zeros(len(x), self.hidden_size)
         return {
             "memory": init_memory(x, self.memory),
             "grads": vector,
             "step": vector,
             "square": vector,
             "momentum": vector,
-            "hidden": unit,
-            "cell": unit,
+            "lstm": self.lstm.init(x[:, :1].to(self.embed.weight.dtype)),
             "radius": scalar,
             "predicted": scalar,
             "curvature": scalar,
@@ -196,8 +195,8 @@ class Controller(Rule):
             ],
             is_first,
         )
-        hidden, cell = self.cell(self.embed(seen).tanh(), (s["hidden"], s["cell"]))
-        decision = self.head(hidden).to(g.dtype).unbind(1)
+        hidden, lstm = self.lstm(self.embed(seen).tanh()[:, None], state["lstm"])  # type: ignore[arg-type]
+        decision = self.head(hidden[:, 0]).to(g.dtype).unbind(1)
         radius = radius * decision[0].tanh().exp()
         elsewhere = largest * (2 * decision[1].tanh()).exp()
         share = (decision[2] - 2).sigmoid()
@@ -225,8 +224,7 @@ class Controller(Rule):
             "grads": g,
             "step": move.detach(),
             **moments,
-            "hidden": hidden,
-            "cell": cell,
+            "lstm": lstm,
             "radius": radius,
             "predicted": trusted.decrease,
             "curvature": largest,

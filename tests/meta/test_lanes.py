@@ -19,7 +19,7 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-BRANCHING = {"perturbed_gd", "perturbed_gd_theory"}
+BRANCHING = {"guarded", "perturbed_gd", "perturbed_gd_theory"}
 
 
 @pytest.mark.parametrize("name", sorted(registered_rules()))
