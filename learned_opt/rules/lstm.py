@@ -22,7 +22,7 @@ def _cell(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One LSTM step: new hidden and cell state, gates and tanh of the cell.
 
-    Rows ``[R, ...]`` share ``weight [4 H, F]``; rows ``[..., R, F]`` have one ``[..., 4 H, F]`` each.
+    Rows ``[R, F]`` share ``weight [4 H, F]``; rows ``[..., R, F]`` have one ``[..., 4 H, F]`` each.
     """
     size = c.shape[-1]
     if weight.dim() == 2:
