@@ -61,8 +61,9 @@ class Controller(Rule):
     `learned_opt.subspace`); outside of it stands one more direction, between the gradient and
     Adam's, with the largest curvature seen. The step minimises that model within a radius, so at a
     saddle it leaves along negative curvature as far as the radius allows. An untrained net is a
-    plain trust region: the radius grows and shrinks by how well the model predicted the decrease,
-    read off the two gradients as $-\tfrac12 (g + g') \cdot s$, without the loss. The net sees
+    plain trust region: the radius grows and shrinks by how well the model predicted the decrease of
+    the loss, which is read off the two gradients as $-\tfrac12 (g + g') \cdot s$ where the loss is
+    not given. The net sees
     `FEATURES`, numbers without units, and multiplies the radius, the curvature outside of the span
     and the length of unbounded steps, mixes the direction outside, adds noise, and decides whether
     to undo a bad step.
@@ -127,6 +128,7 @@ class Controller(Rule):
             "lstm": self.lstm.init(x[:, :1].to(self.embed.weight.dtype)),
             "radius": scalar,
             "predicted": scalar,
+            "loss": scalar,
             "curvature": scalar,
             "first_norm": scalar,
             "least_norm": scalar,
@@ -146,7 +148,6 @@ class Controller(Rule):
         rng: torch.Generator | None = None,
     ) -> tuple[Params, Tree]:
         """One step; see `Rule.forward`."""
-        del loss
         require(rng is not None, f"{self.name}: rng must be a torch.Generator, got None")
         g, x = flatten(grads).detach(), flatten(params).detach()
         s: dict[str, Tensor] = state  # type: ignore[assignment]
@@ -163,6 +164,9 @@ class Controller(Rule):
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
         decrease = -0.5 * dot(g + old_grads, last)
+        if loss is not None:
+            loss = loss.detach().to(g)
+            decrease = torch.where(is_first, decrease, s["loss"] - loss)
         ratio = safe_ratio(decrease, s["predicted"]).clamp(-2, 2)
         surprise = torch.where(
             is_first, torch.zeros_like(norm), torch.lerp(s["surprise"], (ratio - 1).abs(), 0.1)
@@ -227,6 +231,7 @@ class Controller(Rule):
             "lstm": lstm,
             "radius": radius,
             "predicted": trusted.decrease,
+            "loss": s["loss"] if loss is None else loss,
             "curvature": largest,
             "first_norm": first_norm,
             "least_norm": least_norm,

@@ -1,4 +1,4 @@
-"""The controller before training: a trust region that needs no loss, no scale and no tuning."""
+"""The controller before training: a trust region that needs no scale and no tuning."""
 
 import pytest
 import torch
@@ -97,6 +97,21 @@ def test_gradients_of_theta_flow_and_what_is_remembered_has_no_graph():
     assert rule.head.weight.grad.abs().sum() > 0
     assert rule.log_first_radius.grad != 0
     assert not outcome.carry.state["memory"]["steps"].requires_grad
+
+
+def test_a_given_loss_says_how_far_to_trust():
+    """The loss fell less than the gradients say: a step was too long, whatever they promise."""
+    x = {"x": torch.ones(1, 2).double()}
+    radii = {}
+    for name, losses in (("kept", (1.0, 0.5)), ("broken", (1.0, 0.999))):
+        rule = quiet().double()
+        state = rule.init(x)
+        for loss in losses:
+            rng = torch.Generator().manual_seed(0)
+            grads = {"x": torch.ones(1, 2).double()}
+            _, state = rule(grads, state, x, loss=torch.tensor([loss]).double(), rng=rng)
+        radii[name] = state["radius"].item()
+    assert radii["broken"] < 0.5 * radii["kept"]
 
 
 def test_what_is_not_finite_moves_nothing():
