@@ -207,8 +207,8 @@ class OptimizationCore:
                 changed = self._compiled(state, action, self._noise(state))
             return replace(state, **changed)
         step = self._act(state, action, lambda: self._noise(state))
-        point, steps = state.point + step.updates, state.steps + 1
-        evaluated = self._evaluate(point, state.problems, state.keys, steps)
+        point = state.point + step.updates
+        evaluated = self._evaluate(point, state.problems, state.keys, state.steps + 1)
         return replace(state, **self._follow(state, step, point, *evaluated))
 
     def _act(self, state: State, action: Tensor, noise: Noise) -> Step:

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from learned_opt.actuators.base import clip_to
 from learned_opt.errors import require
 from learned_opt.features import Feature, dot, safe_ratio, schema_hash
 from learned_opt.rules.base import Rule, register_rule
@@ -152,7 +153,7 @@ class Controller(Rule):
         g, x = flatten(grads).detach(), flatten(params).detach()
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         is_first = s["steps"] == 0
-        last, old_grads = s["step"].detach(), s["grads"]
+        last, old_grads = s["step"], s["grads"]
         change = torch.where(is_first[:, None], torch.zeros_like(g), g - old_grads)
         memory = remember(state["memory"], last, change)  # type: ignore[arg-type]
         model = curvature_model(memory)
@@ -175,7 +176,7 @@ class Controller(Rule):
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
 
         radius, is_bad = self._nominal_radius(s, ratio, stride, size, is_first)
-        seen = self._observe(
+        features = torch.stack(
             [
                 safe_ratio(dot(g, old_grads), norm * old_norm),
                 safe_ratio(dot(g, last), norm * stride),
@@ -197,8 +198,9 @@ class Controller(Rule):
                 count.log() / 5,
                 torch.full_like(norm, math.log(g.shape[1]) / 10),
             ],
-            is_first,
+            dim=1,
         )
+        seen = clip_to(features, FEATURES).to(self.embed.weight.dtype)
         hidden, lstm = self.lstm(self.embed(seen).tanh()[:, None], state["lstm"])  # type: ignore[arg-type]
         decision = self.head(hidden[:, 0]).to(g.dtype).unbind(1)
         radius = radius * decision[0].tanh().exp()
@@ -211,6 +213,7 @@ class Controller(Rule):
         move, trusted = _trusted_move(
             model,
             g=g,
+            slopes=slopes,
             adaptive=adaptive,
             share=share,
             largest=largest,
@@ -257,12 +260,6 @@ class Controller(Rule):
         radius = torch.where(is_first, first.to(old), held * factor.to(old).exp())
         return radius, (~is_first & (ratio < 0)).to(old)
 
-    def _observe(self, features: list[Tensor], is_first: Tensor) -> Tensor:
-        low = self.embed.weight.new_tensor([f.low for f in FEATURES])
-        high = self.embed.weight.new_tensor([f.high for f in FEATURES])
-        seen = torch.stack(features, dim=1).to(low)
-        return seen.clamp(low, high).nan_to_num(nan=0.0)
-
 
 def _adam_direction(
     g: Tensor, s: dict[str, Tensor], count: Tensor
@@ -280,6 +277,7 @@ def _trusted_move(
     model: CurvatureModel,
     *,
     g: Tensor,
+    slopes: Tensor,
     adaptive: Tensor,
     share: Tensor,
     largest: Tensor,
@@ -288,7 +286,6 @@ def _trusted_move(
     gain: Tensor,
 ) -> tuple[Tensor, TrustedStep]:
     """The step within the radius, ``[N, P]``; decisions keep their graph, the model has none."""
-    slopes = (model.basis @ g[..., None])[..., 0]
     # Outside of the span: gradient and Adam's direction, less what lies in the span.
     rest = g - (slopes[:, None] @ model.basis)[:, 0]
     spread = adaptive - ((model.basis @ adaptive[..., None]).mT @ model.basis)[:, 0]
