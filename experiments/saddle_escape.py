@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from learned_opt.bench.runner import run_benchmark
 from learned_opt.bench.statistics import stratified_bootstrap, wilson_interval
 from learned_opt.bench.suites import SuiteEntry
 from learned_opt.rl.config import AgentConfig
+from learned_opt.rl.episodes import play
 from learned_opt.rl.train import train_agent
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.rules.weights import load_rule
@@ -185,7 +185,7 @@ class Log:
 
 
 class Agent:
-    """A trained policy as `play` wants it, with its kicks or without."""
+    """A trained policy as `watch` wants it, with its kicks or without."""
 
     def __init__(self, rule: PolicyRule, *, may_kick: bool = True) -> None:
         self.rule, self.may_kick = rule, may_kick
@@ -195,7 +195,8 @@ class Agent:
         mask = torch.from_numpy(info["action_mask"].copy())
         if not self.may_kick:
             mask[:, KICKS] = False
-        choice, _ = self.rule.decide(torch.from_numpy(observation), {}, mask=mask)
+        with torch.no_grad():
+            choice, _ = self.rule.decide(torch.from_numpy(observation), {}, mask=mask)
         return np.asarray(choice.numpy())
 
 
@@ -215,37 +216,42 @@ def make_lanes(task: dict[str, Any], settings: Settings) -> Any:
     )
 
 
-@torch.no_grad()
-def play(
-    lanes: Any,
-    policy: Callable[[NDArray[Any], dict[str, Any]], NDArray[Any]],
-    settings: Settings,
-    *,
-    look: bool = False,
-) -> Log:
-    """One episode in each lane; `look` says whether Hessians are looked at."""
-    env: Any = lanes.unwrapped
-    observation, info = lanes.reset(seed=REPORT_SEED)
-    is_open = np.ones(settings.num_episodes, bool)
-    steps = np.full(settings.num_episodes, MAX_STEPS)
-    solved = np.zeros(settings.num_episodes, bool)
-    log = Log(steps, solved, [], [])
-    rng = np.random.default_rng(0)
-    for t in range(MAX_STEPS):
-        choice = policy(observation, info)
-        is_kick = (choice >= KICKS.start) & (choice < KICKS.stop) & is_open
-        seen = ~is_kick & is_open & (rng.random(len(is_open)) < SHARE_SEEN)
+class Watched:
+    """A policy under observation: what it did, and where, in every lane's first episode."""
+
+    def __init__(self, lanes: Any, policy: Any, *, looks: bool) -> None:
+        self.env, self.policy, self.looks = lanes.unwrapped, policy, looks
+        self.is_open = np.zeros(lanes.num_envs, bool)
+        self.step = 0
+        self.when: list[list[float]] = []
+        self.seen: list[list[float]] = []
+        self.rng = np.random.default_rng(0)
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        """Lanes begin, or have ended."""
+        self.is_open ^= mask
+        getattr(self.policy, "reset", lambda _: None)(mask)
+
+    def __call__(self, observation: NDArray[Any], info: dict[str, Any]) -> NDArray[Any]:
+        """Decide as the policy does."""
+        choice: NDArray[Any] = self.policy(observation, info)
+        is_kick = (choice >= KICKS.start) & (choice < KICKS.stop) & self.is_open
+        is_seen = ~is_kick & self.is_open & (self.rng.random(len(choice)) < SHARE_SEEN)
         for lane in np.flatnonzero(is_kick):
-            log.when.append([t, *(where(env, lane) if look else ()), float(choice[lane])])
-        for lane in np.flatnonzero(seen) if look else ():
-            log.seen.append([t, *where(env, lane)])
-        observation, _, terminated, truncated, info = lanes.step(choice)
-        won = is_open & terminated & ~info["opt"]["diverged"]
-        steps[won], solved[won] = t + 1, True
-        is_open &= ~(terminated | truncated)
-        if not is_open.any():
-            break
-    return log
+            place = where(self.env, lane) if self.looks else ()
+            self.when.append([self.step, *place, float(choice[lane])])
+        for lane in np.flatnonzero(is_seen) if self.looks else ():
+            self.seen.append([self.step, *where(self.env, lane)])
+        self.step += 1
+        return choice
+
+
+def watch(lanes: Any, policy: Any, *, looks: bool = False) -> Log:
+    """One episode in each lane; `looks` says whether Hessians are looked at."""
+    watched = Watched(lanes, policy, looks=looks)
+    episodes = play(lanes, watched, seed=REPORT_SEED)
+    steps = np.where(episodes.solved, episodes.lengths, MAX_STEPS)
+    return Log(steps, episodes.solved, watched.when, watched.seen)
 
 
 def where(env: Any, lane: int) -> tuple[float, float]:
@@ -340,8 +346,8 @@ def main(settings: Settings) -> None:
         assert isinstance(rule, PolicyRule)
         for name, task in {**SADDLES, **DECOYS}.items():
             lanes = make_lanes(task, settings)
-            free = play(lanes, Agent(rule), settings, look=seed == settings.seeds[0])
-            bound = play(lanes, Agent(rule, may_kick=False), settings)
+            free = watch(lanes, Agent(rule), looks=seed == settings.seeds[0])
+            bound = watch(lanes, Agent(rule, may_kick=False))
             logs.setdefault(name, free)
             numbers["episodes"].setdefault(name, {})[f"seed {seed}"] = {
                 "steps": float(free.steps.mean()),
@@ -366,7 +372,7 @@ def main(settings: Settings) -> None:
     for name, task in SADDLES.items():
         lanes = make_lanes(task, settings)
         hand_made = PerturbedGD(lanes, gradient_threshold=THRESHOLD, waiting=WAITING)
-        perturbed[name] = play(lanes, hand_made, settings, look=True)
+        perturbed[name] = watch(lanes, hand_made, looks=True)
     plot(logs, perturbed, settings)
 
 
