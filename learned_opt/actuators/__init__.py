@@ -15,3 +15,4 @@ from learned_opt.actuators.coordinate import bounded as bounded
 from learned_opt.actuators.hyper_control import HyperControl as HyperControl
 from learned_opt.actuators.learning_rate import LearningRate as LearningRate
 from learned_opt.actuators.saddle_escape import SaddleEscape as SaddleEscape
+from learned_opt.actuators.trust_region import TrustRegion as TrustRegion

@@ -64,12 +64,14 @@ class Actuator(ABC):
         features: what each observed number is.
         actions: what may be decided.
         per_coordinate: whether there is an observation and a decision for every coordinate.
+        needs_loss: whether losses must be known. Otherwise NaN stands for one that is not.
     """
 
     name: ClassVar[str]
     features: tuple[Feature, ...]
     actions: ActionSpace
     per_coordinate: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, params: Tensor, *, learning_rate: Tensor) -> Tree:

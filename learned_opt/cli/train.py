@@ -13,6 +13,7 @@ from learned_opt.cli.options import Options
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.errors import require
 from learned_opt.meta.horizons import Fixed, Horizon, LogUniform
+from learned_opt.meta.presets import get_preset
 from learned_opt.meta.trainer import TrainConfig, TrainResult, meta_train
 from learned_opt.rules.base import Rule, get_rule
 from learned_opt.tasks.base import Task, get_task
@@ -23,26 +24,35 @@ from learned_opt.tracking import open_tracker
 class Train:
     """Meta-train a learned rule on its own runs."""
 
-    rule: tyro.conf.Positional[Literal["lstm", "rnnprop", "mlp_lopt", "small_fc_lopt"]] = "lstm"
+    rule: tyro.conf.Positional[
+        Literal["lstm", "rnnprop", "mlp_lopt", "small_fc_lopt", "controller"]
+    ] = "lstm"
     """Architecture."""
+    preset: Literal["zoo"] | None = None
+    """Train as the bundled weights of that architecture were; only the output folder, the seed and
+    how often to save are yours then."""
     tasks: tuple[str, ...] = ("random_quadratic",)
     """Tasks to train on, by name; each episode draws one."""
     out: Path = Path("runs/train")
-    """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint."""
+    """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint; with a preset
+    also for the file that is shipped."""
     num_outer_steps: int = 2000
     """Outer updates, one per truncation."""
     num_problems: int = 64
     """Problems that move together in an episode, those of all pairs together."""
-    estimator: Literal["truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed"] = (
-        "truncated_backpropagation"
-    )
-    """How the meta-gradient is estimated: by back-propagation, evolution strategies or both."""
+    estimator: Literal[
+        "truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed", "ppo"
+    ] = "truncated_backpropagation"
+    """How the meta-gradient is estimated: by back-propagation, evolution strategies, both, or
+    (controller) by proximal policy optimization."""
     sigma: float = 0.01
-    """Standard deviation of the perturbations of theta; not for back-propagation."""
+    """Standard deviation of the perturbations of theta; for evolution strategies."""
     num_pairs: int = 16
-    """Pairs of perturbed thetas, which share the problems; not for back-propagation."""
+    """Pairs of perturbed thetas, which share the problems; for evolution strategies."""
+    exploration: tuple[float, float] = (0.3, 0.1)
+    """Standard deviation of the decisions at the start and in the end; for ppo."""
     truncation: int = 20
-    """Inner steps per outer update."""
+    """Inner steps per outer update; for ppo, per rollout."""
     horizon: tuple[int, ...] = (100,)
     """Inner steps per episode: one number, or two for log-uniform draws between them."""
     objective: str = "log_gap"
@@ -73,6 +83,7 @@ class Train:
             estimator=self.estimator,
             sigma=self.sigma,
             num_pairs=self.num_pairs,
+            exploration=self.exploration,
             truncation=self.truncation,
             horizon=horizon,
             objective=self.objective,
@@ -82,15 +93,21 @@ class Train:
             seed=self.shared.seed,
             device=self.shared.device,
         )
+        rule = get_rule(self.rule, seed=self.shared.seed)
+        tasks = [get_task(name) for name in self.tasks]
+        preset = None
+        if self.preset is not None:
+            preset = get_preset(self.rule)
+            tasks = [task for task, _ in preset.mixture()]
+            config = preset.config(
+                seed=self.shared.seed,
+                device=self.shared.device,
+                checkpoint_seconds=self.checkpoint_seconds,
+            )
         result = train(
-            get_rule(self.rule, seed=self.shared.seed),
-            [get_task(name) for name in self.tasks],
-            config=config,
-            out=self.out,
-            options=self.shared,
-            resume=self.resume,
+            rule, tasks, config=config, out=self.out, options=self.shared, resume=self.resume
         )
-        print(result.best)
+        print(result.best if preset is None else preset.export(result, self.out))
 
 
 def train(

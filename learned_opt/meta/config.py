@@ -17,7 +17,7 @@ from learned_opt.meta.objectives import get_objective
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """Floating-point types by name."""
 
-ESTIMATORS = ("truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed")
+ESTIMATORS = ("truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed", "ppo")
 """Names of the ways to estimate the meta-gradient; see `learned_opt.meta.configured`."""
 
 
@@ -41,9 +41,14 @@ class TrainConfig:
         second_order: differentiate through the gradients that the rule sees.
         estimator: how the meta-gradient is estimated: ``truncated_backpropagation``, or from pairs
             of perturbed thetas by ``es``, ``pes``, ``es_single`` or ``nres``, or from both as
-            ``mixed``.
+            ``mixed``; or from decisions drawn at random by ``ppo``, which minimises the log of the
+            time to gaps down to `epsilon` whatever the `objective`, with `num_problems` lanes,
+            rollouts of `truncation` steps and an outer step for each minibatch.
         sigma: standard deviation of the perturbations of theta.
         num_pairs: pairs of perturbed thetas; `num_problems` must be a multiple.
+        exploration: standard deviation of the decisions of ``ppo``, at the start and in the end.
+        epochs: passes of ``ppo`` over a rollout.
+        minibatches: parts of such a pass.
         coordinate_share: share of the coordinates that a first-order meta-gradient is estimated
             from; below 1 only for coordinatewise rules.
         learning_rate: outer Adam's first learning rate.
@@ -76,6 +81,9 @@ class TrainConfig:
     estimator: str = "truncated_backpropagation"
     sigma: float = 0.01
     num_pairs: int = 16
+    exploration: tuple[float, float] = (0.3, 0.1)
+    epochs: int = 3
+    minibatches: int = 4
     coordinate_share: float = 1.0
     learning_rate: float = 3e-3
     warmup_steps: int = 0
@@ -100,6 +108,8 @@ class TrainConfig:
             "epsilon",
             "sigma",
             "num_pairs",
+            "epochs",
+            "minibatches",
             "learning_rate",
             "clip_norm",
             "max_nonfinite_in_a_row",
@@ -132,6 +142,10 @@ class TrainConfig:
         require(
             self.checkpoint_seconds >= 0,
             f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}",
+        )
+        require(
+            len(self.exploration) == 2 and min(self.exploration) > 0,
+            f"exploration must be two positive numbers, got {self.exploration}",
         )
         get_objective(self.objective)
         if self.estimator not in ESTIMATORS:

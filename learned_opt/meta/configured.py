@@ -12,6 +12,7 @@ from learned_opt.meta.evolution import EvolutionStrategies
 from learned_opt.meta.mixed import Mixed
 from learned_opt.meta.objectives import OVER_STEPS, get_objective
 from learned_opt.meta.perturbations import Accumulated, NoiseSchedule, PerEpisode, PerTruncation
+from learned_opt.meta.ppo import ProximalPolicy
 from learned_opt.meta.truncated import TruncatedBackpropagation
 from learned_opt.tasks.base import Task
 from learned_opt.tasks.transforms import RandomlyScaled
@@ -32,6 +33,8 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
         One perturbation an episode, pairs spread over it.
     ``mixed``
         Truncated back-propagation and truncated ES, weighted by inverse variance.
+    ``ppo``
+        `ProximalPolicy`.
 
     Args:
         config: settings of the run.
@@ -45,6 +48,19 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
     """
     if config.estimator == "truncated_backpropagation":
         return truncated_backpropagation(config, tasks)
+    if config.estimator == "ppo":
+        return ProximalPolicy(
+            tasks=_scaled(config, tasks),
+            task_weights=config.task_weights,
+            num_lanes=config.num_problems,
+            rollout_steps=config.truncation,
+            horizon=config.horizon,
+            epsilon=config.epsilon,
+            exploration=config.exploration,
+            epochs=config.epochs,
+            minibatches=config.minibatches,
+            dtype=config.torch_dtype,
+        )
     whole = config.truncation >= config.horizon.longest
     schedules: dict[str, NoiseSchedule] = {
         "es": PerEpisode() if whole else PerTruncation(),
@@ -89,11 +105,15 @@ def truncated_backpropagation(config: TrainConfig, tasks: Sequence[Task]) -> Met
     )
 
 
+def _scaled(config: TrainConfig, tasks: Sequence[Task]) -> list[Task]:
+    if config.random_scaling is None:
+        return list(tasks)
+    return [RandomlyScaled(task, log_range=config.random_scaling) for task in tasks]
+
+
 def _sampler(config: TrainConfig, tasks: Sequence[Task]) -> EpisodeSampler:
-    if config.random_scaling is not None:
-        tasks = [RandomlyScaled(task, log_range=config.random_scaling) for task in tasks]
     return EpisodeSampler(
-        tasks=tasks,
+        tasks=_scaled(config, tasks),
         weights=config.task_weights,
         num_problems=config.num_problems,
         horizon=config.horizon,

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from learned_opt.actuators import get_actuator
 from learned_opt.errors import require
 from learned_opt.rules.base import Rule, register_rule
-from learned_opt.trees import Params, Tree, flatten, unflatten
+from learned_opt.trees import Params, Tree, flatten, num_problems, unflatten
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 HEADS = ("clip", "squash", "argmax")
 
 
-@final
 @register_rule
 class PolicyRule(Rule):
     """An actuator whose decisions a network makes; what an agent becomes when it is exported.
@@ -38,6 +38,8 @@ class PolicyRule(Rule):
             down from there by up to four decades.
         scope: ``tensor`` decides for each parameter tensor by itself, with the same network;
             ``problem`` once for all of them together, as the environments do.
+        output_scale: size of the last layer at the start, relative to the others: a small one
+            starts from a rule that leaves all controls alone.
         seed: seed of the initial theta.
 
     Raises:
@@ -52,7 +54,6 @@ class PolicyRule(Rule):
     """
 
     name = "policy"
-    needs_loss = True
     needs_rng = True
 
     def __init__(
@@ -66,6 +67,7 @@ class PolicyRule(Rule):
         lstm_units: int = 0,
         learning_rate: float = 1e-2,
         scope: str = "tensor",
+        output_scale: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -88,7 +90,15 @@ class PolicyRule(Rule):
             self.lstm = nn.LSTMCell(features, lstm_units) if lstm_units else None
             widths = (lstm_units or features, *self.hidden, decisions)
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        with torch.no_grad():
+            for parameter in self.layers[-1].parameters():
+                parameter.mul_(output_scale)
         self._between = ACTIVATIONS[activation]()
+
+    @property
+    def needs_loss(self) -> bool:  # type: ignore[override]
+        """Whether the actuator can do without."""
+        return self.actuator.needs_loss
 
     @property
     def feature_schema(self) -> str:  # type: ignore[override]
@@ -114,12 +124,23 @@ class PolicyRule(Rule):
 
     def _init(self, point: Tensor) -> Tree:
         rate = point.new_full((len(point),), self.learning_rate)
-        state: Tree = {"actuator": self.actuator.init(point, learning_rate=rate)}
-        if self.lstm_units:
-            lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
-            empty = point.new_zeros(*lanes, self.lstm_units)
-            state |= {"hidden": empty, "cell": empty}
-        return state
+        lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
+        actuator = self.actuator.init(point, learning_rate=rate)
+        return {"actuator": actuator, **self.init_memory(lanes)}
+
+    def init_memory(self, lanes: Sequence[int]) -> Tree:
+        """The network's memory before its first decision.
+
+        Args:
+            lanes: the shape of what is decided for, such as ``[N]``.
+
+        Returns:
+            ``hidden`` and ``cell``, ``[*lanes, U]``; nothing without an LSTM.
+        """
+        if not self.lstm_units:
+            return {}
+        empty = next(self.parameters()).new_zeros(*lanes, self.lstm_units)
+        return {"hidden": empty, "cell": empty}
 
     def forward(
         self,
@@ -131,9 +152,12 @@ class PolicyRule(Rule):
         rng: torch.Generator | None = None,
     ) -> tuple[Params, Tree]:
         """One step; see `Rule.forward`."""
-        require(loss is not None, f"rule '{self.name}' needs the loss, got None")
-        assert loss is not None
+        require(
+            loss is not None or not self.needs_loss, f"rule '{self.name}' needs the loss, got None"
+        )
         points, slopes = self._units(params), self._units(grads)
+        if loss is None:
+            loss = next(iter(points.values())).new_full((num_problems(params),), torch.nan)
         loss = loss.to(next(iter(grads.values())))
         new: Tree = {}
         updates: Params = {}
@@ -166,17 +190,7 @@ class PolicyRule(Rule):
         Returns:
             ``[..., A]`` numbers in [-1, 1] or ``[...]`` choices, and the new memory.
         """
-        hidden = observation.to(next(self.parameters()).dtype)
-        memory: Tree = {}
-        if self.lstm is not None:
-            h, c = state["hidden"], state["cell"]
-            assert isinstance(h, Tensor) and isinstance(c, Tensor)
-            h, c = self.lstm(hidden.flatten(0, -2), (h.flatten(0, -2), c.flatten(0, -2)))
-            hidden = h.unflatten(0, observation.shape[:-1])
-            memory = {"hidden": hidden, "cell": c.unflatten(0, observation.shape[:-1])}
-        for layer in self.layers[:-1]:
-            hidden = self._between(layer(hidden))
-        out = self.layers[-1](hidden)
+        out, memory = self.outputs(observation, state)
         if self.head == "argmax":
             if mask is not None:
                 out = out.masked_fill(~mask, -torch.inf)
@@ -184,8 +198,37 @@ class PolicyRule(Rule):
         out = out.to(observation.dtype)
         return out.tanh() if self.head == "squash" else out.clamp(-1, 1), memory
 
+    def outputs(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """What the network puts out, before the head makes a decision of it.
+
+        Args:
+            observation: ``[..., F]`` features.
+            state: holds ``hidden`` and ``cell`` if the network has a memory.
+
+        Returns:
+            ``[..., A]`` numbers, and the new memory.
+        """
+        hidden = observation.to(next(self.parameters()).dtype)
+        memory: Tree = {}
+        if self.lstm is not None:
+            h, c = state["hidden"], state["cell"]
+            assert isinstance(h, Tensor) and isinstance(c, Tensor)
+            hidden, c = _lstm_step(self.lstm, hidden, h, c)
+            memory = {"hidden": hidden, "cell": c}
+        for layer in self.layers[:-1]:
+            hidden = self._between(layer(hidden))
+        return self.layers[-1](hidden), memory
+
     def _units(self, params: Params) -> Params:
         """What is decided for, flat ``[N, P]``: each tensor, or all of them as one."""
         if self.scope == "problem":
             return {"all": flatten(params)}
         return {name: p.reshape(len(p), -1) for name, p in params.items()}
+
+
+def _lstm_step(lstm: nn.LSTMCell, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """What `lstm` does, out of operations that `torch.func.vmap` knows."""
+    gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(h, lstm.weight_hh, lstm.bias_hh)
+    entry, forget, fresh, exposure = gates.chunk(4, dim=-1)
+    c = forget.sigmoid() * c + entry.sigmoid() * fresh.tanh()
+    return exposure.sigmoid() * c.tanh(), c

@@ -47,7 +47,7 @@ class Mixture(Task):
 
     def __init__(self, *, tasks: Sequence[Mapping[str, Any]] = _DEFAULT) -> None:
         require(len(tasks) >= 1, f"{self.name}: tasks must hold at least one task, got none")
-        self.tasks, weights = [], []
+        built, weights = [], []
         for entry in tasks:
             unknown = sorted(set(entry) - {"task", "task_settings", "transforms", "weight"})
             require(
@@ -56,18 +56,40 @@ class Mixture(Task):
                 f"'transforms' and 'weight', got {dict(entry)}",
             )
             task = get_task(entry["task"], **entry.get("task_settings", {}))
-            task = transformed(task, entry.get("transforms", ()))
+            built.append(transformed(task, entry.get("transforms", ())))
+            weights.append(float(entry.get("weight", 1.0)))
+        self._mix(built, weights)
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], weights: Sequence[float]) -> Mixture:
+        """A mixture of tasks that are there already.
+
+        Args:
+            tasks: what to mix.
+            weights: how often each is drawn, relative to the others.
+
+        Returns:
+            The mixture.
+
+        Raises:
+            LearnedOptError: if a task draws minibatches or noise or the weights are wrong.
+        """
+        mixture = cls.__new__(cls)
+        mixture._mix(tasks, weights)
+        return mixture
+
+    def _mix(self, tasks: Sequence[Task], weights: Sequence[float]) -> None:
+        for task in tasks:
             require(
                 not task.is_stochastic,
                 f"{self.name}: tasks must not draw minibatches or noise, '{task.name}' does",
             )
-            self.tasks.append(task)
-            weights.append(float(entry.get("weight", 1.0)))
         require(
             min(weights) >= 0 and sum(weights) > 0,
-            f"{self.name}: weights must be non-negative and not all zero, got {weights}",
+            f"{self.name}: weights must be non-negative and not all zero, got {list(weights)}",
         )
-        self._weights = torch.tensor(weights, dtype=torch.float64)
+        self.tasks = list(tasks)
+        self._weights = torch.tensor(list(weights), dtype=torch.float64)
         self.shapes = {"x": (max(task.dim for task in self.tasks),)}
         self.radius = max(task.radius for task in self.tasks)
         self.budget = max(task.budget for task in self.tasks)

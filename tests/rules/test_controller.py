@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from learned_opt.actuators import get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.rules import get_rule
-from learned_opt.rules.controller import FEATURES
 from learned_opt.tasks import Rotated, get_task
 from learned_opt.unroll import unroll
+
+NOISE = get_actuator("trust_region").actions.names.index("noise")
 
 
 def run(task, rule, num_steps, n=8, dtype=torch.float64, seed=0):
@@ -19,10 +21,12 @@ def run(task, rule, num_steps, n=8, dtype=torch.float64, seed=0):
 
 
 def quiet(**settings):
-    """A controller that draws next to no noise, so that runs can be compared."""
+    """A controller that leaves all controls alone and draws no noise: runs can be compared."""
     rule = get_rule("controller", **settings)
     with torch.no_grad():
-        rule.head.bias[4] = -30.0
+        rule.layers[-1].weight.zero_()
+        rule.layers[-1].bias.zero_()
+        rule.layers[-1].bias[NOISE] = -30.0
     return rule
 
 
@@ -86,7 +90,9 @@ def test_a_quadratic_in_as_many_dimensions_as_it_remembers_is_solved_like_newton
 
 
 def test_gradients_of_theta_flow_and_what_is_remembered_has_no_graph():
-    rule = get_rule("controller", hidden_size=4)
+    rule = get_rule("controller", lstm_units=4, seed=1)
+    with torch.no_grad():
+        rule.layers[-1].weight.mul_(30)
     task = get_task("strict_saddle", dim=4)
     problems = task.sample(4, seed=0, dtype=torch.float32)
     rng = torch.Generator().manual_seed(0)
@@ -94,24 +100,50 @@ def test_gradients_of_theta_flow_and_what_is_remembered_has_no_graph():
     outcome.losses.sum().backward()
     for name, parameter in rule.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    assert rule.head.weight.grad.abs().sum() > 0
-    assert rule.log_first_radius.grad != 0
-    assert not outcome.carry.state["memory"]["steps"].requires_grad
+        assert parameter.grad.abs().sum() > 0, name
+    memory = outcome.carry.state["all"]["actuator"]["memory"]
+    assert not memory["steps"].requires_grad
 
 
 def test_a_given_loss_says_how_far_to_trust():
     """The loss fell less than the gradients say: a step was too long, whatever they promise."""
     x = {"x": torch.ones(1, 2).double()}
     radii = {}
-    for name, losses in (("kept", (1.0, 0.5)), ("broken", (1.0, 0.999))):
+    for name, losses in (("kept", (1.0, 0.5)), ("broken", (1.0, 0.999)), ("hidden", (None, None))):
         rule = quiet().double()
         state = rule.init(x)
         for loss in losses:
             rng = torch.Generator().manual_seed(0)
             grads = {"x": torch.ones(1, 2).double()}
-            _, state = rule(grads, state, x, loss=torch.tensor([loss]).double(), rng=rng)
-        radii[name] = state["radius"].item()
+            given = None if loss is None else torch.tensor([loss]).double()
+            _, state = rule(grads, state, x, loss=given, rng=rng)
+        radii[name] = state["all"]["actuator"]["radius"].item()
     assert radii["broken"] < 0.5 * radii["kept"]
+    assert radii["hidden"] == pytest.approx(radii["kept"])
+
+
+def test_losses_may_be_hidden_problem_by_problem():
+    task = get_task("welsch")
+    problems = task.sample(2, seed=0, dtype=torch.float64)
+    rule = quiet().double()
+
+    def trajectory(hide):
+        x, state, points = problems.params, rule.init(problems.params), []
+        for t in range(10):
+            x = {name: p.detach().requires_grad_() for name, p in x.items()}
+            loss = task.loss(x, problems)
+            grads = dict(zip(x, torch.autograd.grad(loss.sum(), list(x.values())), strict=True))
+            shown = None if hide == "all" else loss.detach().where(torch.tensor(hide), torch.nan)
+            rng = torch.Generator().manual_seed(t)
+            updates, state = rule(grads, state, x, loss=shown, rng=rng)
+            x = {name: (p + updates[name]).detach() for name, p in x.items()}
+            points.append(x["x"])
+        return torch.stack(points)
+
+    shown, mixed, hidden = (trajectory(h) for h in ([True, True], [True, False], "all"))
+    assert_close(mixed[:, 0], shown[:, 0])
+    assert_close(mixed[:, 1], hidden[:, 1])
+    assert not torch.allclose(shown[:, 1], hidden[:, 1])
 
 
 def test_what_is_not_finite_moves_nothing():
@@ -127,8 +159,9 @@ def test_what_is_not_finite_moves_nothing():
 
 
 def test_sizes_are_checked():
-    assert len({feature.name for feature in FEATURES}) == len(FEATURES)
+    features = get_actuator("trust_region").features
+    assert len({feature.name for feature in features}) == len(features)
     with pytest.raises(LearnedOptError, match="memory must be positive, got 0"):
         get_rule("controller", memory=0)
-    with pytest.raises(LearnedOptError, match="hidden_size must be positive, got 0"):
-        get_rule("controller", hidden_size=0)
+    with pytest.raises(LearnedOptError, match="lstm_units must not be negative, got -1"):
+        get_rule("controller", lstm_units=-1)

@@ -1,0 +1,464 @@
+"""Proximal policy optimization of a policy's rule, for the time that it takes to the targets.
+
+The rule's decisions are drawn around what its network puts out, and decisions after which problems
+were solved sooner than a critic expected become likelier. Nothing is differentiated through the
+inner loop, so chaos and branches cost nothing, and credit goes to single decisions, where evolution
+strategies spread it over all of theta.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from learned_opt.actuators import Actuator, get_actuator
+from learned_opt.errors import require
+from learned_opt.meta.arena import Arena, Outcome, Standing
+from learned_opt.meta.critic import Critic
+from learned_opt.meta.estimators import Estimate, MetaGradient, trainable
+from learned_opt.meta.horizons import Horizon
+from learned_opt.rules.base import Rule
+from learned_opt.rules.policy import PolicyRule
+from learned_opt.tasks.base import Task
+from learned_opt.tasks.mixture import Mixture
+from learned_opt.trees import Tree, select, tree_map
+
+_REFILL = 8
+"""Steps between two looks for lanes that have ended."""
+
+_FADING = 0.9
+_FEW_REACHED, _SLOWEST = 0.05, 1000.0
+"""At the start a pace of twenty steps; none is slower than a thousand."""
+
+_KEPT = ("pool_seed", "memory", "std", "order", "used", "cost", "metrics", "waited", "reached")
+"""Entries of a state that a checkpoint holds as they are."""
+
+_PULL = 1e-2
+"""Weight of the square by which outputs leave [-1, 1], where decisions are cut off."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What the lanes did for ``K`` steps.
+
+    Attributes:
+        memory: the network's memory before the first step, a tree of ``[N, ...]``.
+        observations: ``[K, N, F]``.
+        actions: ``[K, N, A]`` as drawn, before they were cut off.
+        log_likelihoods: ``[K, N]`` of the actions.
+        advantages: ``[K, N]`` standardised; zero where a lane stood still.
+        fresh: ``[K, N]`` bool, an episode began before the step.
+        weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
+    """
+
+    memory: Tree
+    observations: Tensor
+    actions: Tensor
+    log_likelihoods: Tensor
+    advantages: Tensor
+    fresh: Tensor
+    weights: Tensor
+
+
+@final
+@dataclass(kw_only=True)
+class PPOState:
+    """Where a run of `ProximalPolicy` stands.
+
+    Attributes:
+        arenas: the arenas, rebuilt from `pool_seed` when a run is taken up again.
+        pool_seed: seed of the pools of problems.
+        standings: where the lanes of each arena stand.
+        memory: the network's memory of all lanes.
+        critic: what expects the cost to come.
+        waited: ``[tasks]`` shares of targets waited for, times steps, lately.
+        reached: ``[tasks]`` shares of targets reached, lately.
+        rollout: what was done last.
+        std: standard deviation of its decisions.
+        order: ``[N]`` lanes in the order in which this pass takes them.
+        used: minibatches of the rollout that were used.
+        cost: mean cost of a step of the rollout.
+        metrics: of the rollout.
+    """
+
+    arenas: Sequence[Arena]
+    pool_seed: int
+    standings: list[Standing]
+    memory: Tree
+    critic: Critic
+    waited: Tensor
+    reached: Tensor
+    rollout: Rollout | None = None
+    std: float = 0.0
+    order: Tensor | None = None
+    used: int = 0
+    cost: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pace(self) -> Tensor:
+        """``[tasks]`` mean steps to a target, if leaving them is a matter of luck."""
+        return ((self.waited + 1) / (self.reached + _FEW_REACHED)).clamp(1, _SLOWEST)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ProximalPolicy(MetaGradient[PPOState]):
+    """The clipped policy gradient, one minibatch an outer step.
+
+    All deterministic tasks are played in one batch, each task with minibatches or noise in a batch
+    of its own. The critic sees what no rule can: the gap, the best gap and the task (an asymmetric
+    critic), which takes away most of the variance.
+
+    Attributes:
+        tasks: what to train on.
+        task_weights: relative share of the lanes; None makes them equal.
+        num_lanes: episodes side by side.
+        rollout_steps: steps between two updates of the policy.
+        horizon: how long episodes last.
+        epsilon: the smallest relative gap that counts.
+        exploration: standard deviation of decisions at the start and in the end.
+        epochs: passes over a rollout.
+        minibatches: parts of a pass.
+        pool_size: problems drawn at the start, from which episodes draw.
+        gae_lambda: decay of the advantage estimator.
+        clip_range: change of a likelihood ratio beyond which nothing is gained.
+        dtype: type of the problems.
+
+    References:
+        Schulman et al. 2017 (arXiv:1707.06347); Schulman et al. 2016 (arXiv:1506.02438) for the
+        advantages; Pinto et al. 2018 (arXiv:1710.06542) for asymmetric critics; Li and Malik 2017
+        (arXiv:1606.01885) for policy search over update rules.
+    """
+
+    tasks: Sequence[Task]
+    task_weights: tuple[float, ...] | None = None
+    num_lanes: int = 2048
+    rollout_steps: int = 32
+    horizon: Horizon
+    epsilon: float = 1e-5
+    exploration: tuple[float, float] = (0.3, 0.1)
+    epochs: int = 3
+    minibatches: int = 4
+    pool_size: int = 16384
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name in ("num_lanes", "rollout_steps", "epochs", "minibatches", "pool_size"):
+            require(getattr(self, name) >= 1, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 < self.epsilon < 1, f"epsilon must lie in (0, 1), got {self.epsilon}")
+        require(
+            self.num_lanes >= self.minibatches * len(self.tasks),
+            f"num_lanes must be at least minibatches times tasks, "
+            f"{self.minibatches * len(self.tasks)}, got {self.num_lanes}",
+        )
+
+    def estimate(
+        self, rule: Rule, state: PPOState | None, *, progress: float, rng: torch.Generator
+    ) -> Estimate[PPOState]:
+        """The gradient of one minibatch; every `epochs` times `minibatches` calls play on."""
+        policy = _steerable(rule)
+        if state is None:
+            state = self._begin(policy, progress, rng)
+        else:
+            state = replace(state, standings=list(state.standings))
+        if state.rollout is None or state.used == self.epochs * self.minibatches:
+            with torch.no_grad():
+                self._play(policy, state, progress, rng)
+        assert state.rollout is not None
+        part = state.used % self.minibatches
+        if part == 0:
+            state.order = torch.randperm(self.num_lanes, generator=rng)
+        assert state.order is not None
+        lanes = state.order.tensor_split(self.minibatches)[part]
+        with torch.enable_grad():
+            loss, change = self._surrogate(policy, state.rollout, lanes, state.std)
+            grads = torch.autograd.grad(loss, trainable(rule), materialize_grads=True)
+        state.used += 1
+        return Estimate(
+            meta_loss=torch.tensor(state.cost),
+            grads=grads,
+            state=state,
+            diagnostics={"rollout_part": float(state.used)},
+            metrics={**state.metrics, "kl_divergence": change},
+        )
+
+    def _begin(self, policy: PolicyRule, progress: float, rng: torch.Generator) -> PPOState:
+        pool_seed = int(torch.randint(2**62, (), generator=rng))
+        arenas = self._arenas(policy.actuator, pool_seed)
+        standings = [arena.start(progress, rng) for arena in arenas]
+        memory = policy.init_memory([self.num_lanes])
+        num_features = standings[0]["observation"].shape[1]
+        extra = arenas[0].privileged(standings[0]).shape[1]
+        return PPOState(
+            arenas=arenas,
+            pool_seed=pool_seed,
+            standings=standings,
+            memory=memory,
+            critic=Critic(
+                num_features + extra,
+                len(self.tasks),
+                seed=int(torch.randint(2**31, (), generator=rng)),
+            ),
+            waited=torch.zeros(len(self.tasks), dtype=torch.float64),
+            reached=torch.zeros(len(self.tasks), dtype=torch.float64),
+        )
+
+    def _arenas(self, actuator: Actuator, pool_seed: int) -> list[Arena]:
+        """One for all deterministic tasks, one for each other."""
+        weights = self.task_weights or (1.0,) * len(self.tasks)
+        certain = [k for k, task in enumerate(self.tasks) if not task.is_stochastic]
+        groups = [certain] if certain else []
+        groups += [[k] for k, task in enumerate(self.tasks) if task.is_stochastic]
+        shares = [sum(weights[k] for k in group) / sum(weights) for group in groups]
+        counts = [max(1, round(share * self.num_lanes)) for share in shares]
+        counts[counts.index(max(counts))] += self.num_lanes - sum(counts)
+        arenas = []
+        for position, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            task = self.tasks[group[0]]
+            if len(group) > 1:
+                task = Mixture.of([self.tasks[k] for k in group], [weights[k] for k in group])
+            pool = task.sample(
+                max(count, round(self.pool_size * shares[position])),
+                seed=torch.Generator().manual_seed(pool_seed + position),
+                dtype=self.dtype,
+            )
+            arenas.append(
+                Arena(
+                    task=task,
+                    pool=pool,
+                    actuator=actuator,
+                    num_lanes=count,
+                    horizon=self.horizon,
+                    epsilon=self.epsilon,
+                )
+            )
+        return arenas
+
+    def _kinds(self, state: PPOState) -> Tensor:
+        """``[N]`` the task of each lane, mixtures first."""
+        first, kinds = 0, []
+        for arena, standing in zip(state.arenas, state.standings, strict=True):
+            kinds.append(first + arena.kinds(standing))
+            first += len(arena.task.tasks) if isinstance(arena.task, Mixture) else 1
+        return torch.cat(kinds)
+
+    def _seen_by_critic(self, state: PPOState) -> Tensor:
+        """``[N, F + C + tasks]``."""
+        seen = [
+            torch.cat((s["observation"], arena.privileged(s)), dim=1).float()
+            for arena, s in zip(state.arenas, state.standings, strict=True)
+        ]
+        kinds = F.one_hot(self._kinds(state), len(self.tasks)).float()
+        return torch.cat((torch.cat(seen), kinds), dim=1)
+
+    def _play(
+        self, policy: PolicyRule, state: PPOState, progress: float, rng: torch.Generator
+    ) -> None:
+        """Play `rollout_steps` steps, value them, and teach the critic."""
+        first, last = self.exploration
+        std = first * (last / first) ** progress
+        memory = state.memory
+        observations, actions, likelihoods, fresh, moving = [], [], [], [], []
+        outcomes, kinds, before, after = [], [], [], []
+        for k in range(self.rollout_steps):
+            is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
+            if k % _REFILL == 0:
+                is_fresh = self._refill(state, progress, rng)
+                memory = _forget(memory, is_fresh)
+            if k == 0:
+                state.memory = memory
+            moving.append(~torch.cat([s["over"] for s in state.standings]))
+            seen = torch.cat([s["observation"] for s in state.standings])
+            before.append(self._seen_by_critic(state))
+            mean, memory = policy.outputs(seen, memory)
+            drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+            action = mean + std * drawn
+            kinds.append(self._kinds(state))
+            pace = state.pace[kinds[-1]]
+            outcomes.append(self._advance(state, action.clamp(-1, 1), pace, rng))
+            after.append(self._seen_by_critic(state))
+            observations.append(seen)
+            actions.append(action)
+            likelihoods.append(_log_likelihood(action, mean, std))
+            fresh.append(is_fresh)
+        weights = torch.stack(moving).float()
+        seen_before = torch.stack(before)
+        expected = state.critic(seen_before)
+        costs = torch.stack([outcome.cost for outcome in outcomes]).float()
+        over = torch.stack([outcome.ended | outcome.cut for outcome in outcomes])
+        advantages = _advantages(
+            costs,
+            expected,
+            state.critic(torch.stack(after)) * ~over,
+            over,
+            weights,
+            decay=self.gae_lambda,
+        )
+        is_moving = weights.bool()
+        targets = (expected + advantages)[is_moving]
+        residual = (targets - expected[is_moving]).var() / targets.var()
+        state.critic = copy.deepcopy(state.critic)
+        state.critic.learn(seen_before[is_moving], targets, rng=rng)
+        known = advantages[is_moving]
+        # Costs: what is better than expected is negative.
+        standard = -(advantages - known.mean()) / (known.std() + 1e-8) * weights
+        state.rollout = Rollout(
+            memory=state.memory,
+            observations=torch.stack(observations),
+            actions=torch.stack(actions),
+            log_likelihoods=torch.stack(likelihoods),
+            advantages=standard,
+            fresh=torch.stack(fresh),
+            weights=weights,
+        )
+        state.memory, state.std, state.used = memory, std, 0
+        state.cost = costs[is_moving].mean().item()
+        self._follow_paces(state, outcomes, kinds, is_moving)
+        state.metrics = {
+            "explained_variance": 1 - residual.item(),
+            "moving": weights.mean().item(),
+            "exploration": std,
+            "pace": state.pace.log().mean().exp().item(),
+        }
+
+    def _refill(self, state: PPOState, progress: float, rng: torch.Generator) -> Tensor:
+        is_fresh = []
+        for position, arena in enumerate(state.arenas):
+            state.standings[position], new = arena.refill(state.standings[position], progress, rng)
+            is_fresh.append(new)
+        return torch.cat(is_fresh)
+
+    def _advance(
+        self, state: PPOState, action: Tensor, pace: Tensor, rng: torch.Generator
+    ) -> Outcome:
+        """One step of all arenas."""
+        sizes = [arena.num_lanes for arena in state.arenas]
+        outcomes = []
+        for position, (arena, own, paces) in enumerate(
+            zip(state.arenas, action.split(sizes), pace.split(sizes), strict=True)
+        ):
+            state.standings[position], outcome = arena.step(
+                state.standings[position], own, paces, rng
+            )
+            outcomes.append(outcome)
+        return Outcome(
+            **{
+                entry.name: torch.cat([getattr(outcome, entry.name) for outcome in outcomes])
+                for entry in fields(Outcome)
+            }
+        )
+
+    def _follow_paces(
+        self, state: PPOState, outcomes: Sequence[Outcome], kinds: Sequence[Tensor], moving: Tensor
+    ) -> None:
+        """Take note of how long targets were waited for."""
+        kind = torch.stack(list(kinds))[moving]
+        for name in ("waited", "reached"):
+            new = torch.stack([getattr(outcome, name) for outcome in outcomes])[moving]
+            setattr(state, name, _FADING * getattr(state, name).index_add(0, kind, new))
+
+    def _surrogate(
+        self, policy: PolicyRule, rollout: Rollout, lanes: Tensor, std: float
+    ) -> tuple[Tensor, float]:
+        """The clipped objective on some lanes, and how far the policy has moved."""
+        memory = select(rollout.memory, lanes)
+        means = []
+        for k in range(self.rollout_steps):
+            if k % _REFILL == 0:
+                memory = _forget(memory, rollout.fresh[k, lanes])
+            mean, memory = policy.outputs(rollout.observations[k, lanes], memory)
+            means.append(mean)
+        mean = torch.stack(means)
+        weights = rollout.weights[:, lanes]
+        difference = (
+            _log_likelihood(rollout.actions[:, lanes], mean, std)
+            - rollout.log_likelihoods[:, lanes]
+        )
+        ratio = difference.exp()
+        gains = rollout.advantages[:, lanes]
+        cut = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        surrogate = torch.minimum(ratio * gains, cut * gains).mean()
+        outside = (mean.abs() - 1).clamp_min(0).square().mean()
+        with torch.no_grad():
+            change = ((ratio - 1 - difference) * weights).sum() / weights.sum()
+        return _PULL * outside - surrogate, change.item()
+
+    def pack(self, state: PPOState) -> dict[str, Any]:
+        """See `MetaGradient.pack`."""
+        actuator = state.arenas[0].actuator
+        return {
+            **{name: getattr(state, name) for name in _KEPT},
+            "actuator": [actuator.name, actuator.config()],
+            "standings": [
+                arena.pack(s) for arena, s in zip(state.arenas, state.standings, strict=True)
+            ],
+            "critic": state.critic.pack(),
+            "rollout": None if state.rollout is None else dict(vars(state.rollout)),
+        }
+
+    def unpack(self, packed: Mapping[str, Any]) -> PPOState:
+        """Undo `pack`."""
+        kept = {name: packed[name] for name in _KEPT}
+        arenas = self._arenas(get_actuator(packed["actuator"][0], **packed["actuator"][1]), packed["pool_seed"])
+        standings = zip(arenas, packed["standings"], strict=True)
+        rollout = packed["rollout"]
+        return PPOState(
+            **kept,
+            arenas=arenas,
+            standings=[arena.unpack(each) for arena, each in standings],
+            critic=Critic.unpack(packed["critic"]),
+            rollout=None if rollout is None else Rollout(**rollout),
+        )
+
+
+def _steerable(rule: Rule) -> PolicyRule:
+    """A rule whose decisions can be drawn."""
+    require(
+        isinstance(rule, PolicyRule)
+        and rule.head == "clip"
+        and not rule.actuator.per_coordinate
+        and rule.scope == "problem",
+        "the estimator 'ppo' needs a rule that decides by numbers once for all parameters, such as "
+        f"'controller', got '{rule.name}'",
+    )
+    assert isinstance(rule, PolicyRule)
+    return rule
+
+
+def _forget(memory: Tree, is_fresh: Tensor) -> Tree:
+    """The memory, empty where an episode begins."""
+    return tree_map(lambda leaf: leaf * ~is_fresh[:, None], memory)
+
+
+def _log_likelihood(action: Tensor, mean: Tensor, std: float) -> Tensor:
+    """Of independent normal decisions, less a constant; ``[..., A] -> [...]``."""
+    return -0.5 * ((action - mean) / std).square().sum(-1)
+
+
+def _advantages(
+    costs: Tensor,
+    expected: Tensor,
+    following: Tensor,
+    over: Tensor,
+    weights: Tensor,
+    *,
+    decay: float,
+) -> Tensor:
+    """Generalised advantages of costs, without discount, all ``[K, N]``."""
+    surprises = costs + following - expected
+    advantages = torch.zeros_like(costs)
+    ahead = torch.zeros_like(costs[0])
+    for k in reversed(range(len(costs))):
+        ahead = (surprises[k] + decay * ahead * ~over[k]) * weights[k]
+        advantages[k] = ahead
+    return advantages

@@ -1,0 +1,265 @@
+"""Policy search over update rules: closed forms, parity with the inner loop, and that it learns."""
+
+import contextlib
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_opt.errors import LearnedOptError
+from learned_opt.meta.arena import Arena
+from learned_opt.meta.config import TrainConfig
+from learned_opt.meta.configured import configured_estimator
+from learned_opt.meta.critic import Critic
+from learned_opt.meta.estimators import trainable
+from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
+from learned_opt.meta.horizons import Fixed, LogUniform
+from learned_opt.meta.ppo import ProximalPolicy, _advantages, _log_likelihood
+from learned_opt.meta.trainer import meta_train
+from learned_opt.rules import get_rule
+from learned_opt.tasks import NoisyGradient, get_task
+from learned_opt.trees import flatten
+from learned_opt.unroll import unroll
+
+EPSILON = 1e-4
+CONFIG = TrainConfig(
+    estimator="ppo",
+    num_outer_steps=8,
+    num_problems=24,
+    truncation=9,
+    horizon=LogUniform(4, 20),
+    epsilon=EPSILON,
+    epochs=2,
+    minibatches=2,
+    evaluate_every=4,
+    num_eval_problems=3,
+    log_every=2,
+    checkpoint_seconds=0.0,
+)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tasks():
+    return [
+        get_task("strict_saddle", dim=4),
+        NoisyGradient(get_task("random_quadratic", dim=3), noise=0.1),
+        get_task("monkey_saddle"),
+    ]
+
+
+def controller(seed=0):
+    return get_rule("controller", lstm_units=4, seed=seed)
+
+
+def bold(seed=0):
+    """A controller whose decisions are not all next to zero."""
+    rule = controller(seed)
+    with torch.no_grad():
+        rule.layers[-1].weight.mul_(20)
+    return rule
+
+
+def test_the_cost_of_an_episode_is_its_mean_time_over_the_pace():
+    """A tenth at step 3, everything at step 10, and then it stays: one target of four decades."""
+    gaps = torch.tensor([1.0] * 2 + [0.1] * 7 + [0.0] * 5)
+    steps = torch.arange(1, 15)
+    total = step_cost(gaps, gaps, steps, torch.full_like(gaps, 5.0), epsilon=EPSILON).sum()
+    # Targets between 1 and 0.1 are a quarter of all: waited for at 2 steps, the others at 9.
+    assert total.item() == pytest.approx((0.25 * 2 + 0.75 * 9) / 5)
+
+
+def test_what_was_lost_again_costs_three_tenths_and_late_steps_nothing():
+    zero, one = torch.zeros(1), torch.ones(1)
+    paces = 4 * one
+    assert step_cost(zero, one, one, paces, epsilon=EPSILON).item() == pytest.approx(0.3 / 4)
+    assert step_cost(one, one, 81 * one, paces, epsilon=EPSILON).item() == 0
+    assert unreached(torch.tensor(1e9), epsilon=EPSILON).item() == pytest.approx(1.25)
+
+
+def test_diverging_costs_more_than_standing_still():
+    for t in (1, 10, 399):
+        left = torch.arange(t, 401).float()
+        worst = torch.full_like(left, 1e9)
+        for pace in (1.0, 10.0, 1000.0):
+            paces = torch.full_like(left, pace)
+            still = step_cost(worst, worst, left, paces, epsilon=EPSILON).sum()
+            price = divergence_cost(left[:1], torch.tensor([400.0]), paces[:1], epsilon=EPSILON)
+            assert price.item() > still.item() - 1e-4
+
+
+def test_advantages_are_those_of_a_slow_reference():
+    K, N, decay = 7, 5, 0.8
+    costs, expected, following = (torch.randn(K, N, generator=rng(i)) for i in range(3))
+    over = torch.rand(K, N, generator=rng(3)) < 0.3
+    weights = (torch.rand(K, N, generator=rng(4)) < 0.8).float()
+    got = _advantages(costs, expected, following, over, weights, decay=decay)
+    for n in range(N):
+        for k in range(K):
+            want, factor = 0.0, 1.0
+            for j in range(k, K):
+                if weights[j, n] == 0:
+                    break
+                want += factor * (costs[j, n] + following[j, n] - expected[j, n]).item()
+                factor *= decay
+                if over[j, n]:
+                    break
+            assert got[k, n].item() == pytest.approx(want, abs=1e-5)
+
+
+def test_an_arena_plays_what_the_inner_loop_runs():
+    """With the rule's own decisions and the loss in sight, lanes are runs of `unroll`."""
+    task, rule = get_task("strict_saddle", dim=4), bold().double()
+    problems = task.sample(6, seed=3, dtype=torch.float64)
+    arena = Arena(
+        task=task,
+        pool=problems,
+        actuator=rule.actuator,
+        num_lanes=6,
+        horizon=Fixed(12),
+        epsilon=1e-12,
+    )
+    with torch.no_grad():
+        standing = arena.start(0.0, rng(1))
+        index, memory, gaps = standing["index"], rule.init_memory([6]), [standing["gap"]]
+        noise = rng(2)
+        for _ in range(12):
+            action, memory = rule.decide(standing["observation"], memory)
+            standing, outcome = arena.step(standing, action, torch.ones(6), noise)
+            gaps.append(standing["gap"])
+        run = unroll(task, rule, problems.select(index), num_steps=12, rng=rng(2))
+    assert bool(outcome.cut.all()) and bool(standing["over"].all())
+    facts = problems.select(index).facts
+    want = (run.losses - facts.minimum[:, None]) / (facts.reference - facts.minimum)[:, None]
+    seen = torch.arange(6) % 5 != 0  # the others never see their loss
+    assert_close(torch.stack(gaps, 1)[seen], want.clamp_min(0)[seen])
+    assert_close(standing["point"][seen], flatten(run.carry.params)[seen])
+
+
+def test_lanes_that_ended_stand_still_until_they_are_filled_again():
+    task, rule = get_task("strict_saddle", dim=2), controller()
+    arena = Arena(
+        task=task,
+        pool=task.sample(50, seed=0, dtype=torch.float32),
+        actuator=rule.actuator,
+        num_lanes=20,
+        horizon=LogUniform(2, 9),
+        epsilon=EPSILON,
+    )
+    generator = rng()
+    with torch.no_grad():
+        standing = arena.start(0.0, generator)
+        for _ in range(4):
+            standing, _ = arena.step(
+                standing, torch.zeros(20, rule.actuator.actions.size), torch.ones(20), generator
+            )
+        over = standing["over"]
+        assert 0 < over.sum() < 20
+        assert_close(over, standing["horizon"] <= 4)
+        filled, fresh = arena.refill(standing, 0.0, generator)
+    assert_close(fresh, over)
+    assert (filled["time"][fresh] == 0).all() and (filled["time"][~fresh] == 4).all()
+    assert not filled["over"].any()
+    assert_close(filled["point"][~fresh], standing["point"][~fresh])
+    start = flatten(filled.problems.params)
+    assert_close(filled["point"][fresh], start[fresh])
+
+
+def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
+    """Nothing has moved yet, so nothing is cut: the gradient is that of advantage times log p."""
+    estimator = replace(configured_estimator(CONFIG, tasks()), minibatches=1)
+    rule = controller()
+    estimate = estimator.estimate(rule, None, progress=0.0, rng=rng())
+    rollout, std = estimate.state.rollout, estimate.state.std
+    memory, total = rollout.memory, 0.0
+    for k in range(9):
+        if k == 8:
+            memory = {name: m * ~rollout.fresh[k, :, None] for name, m in memory.items()}
+        mean, memory = rule.outputs(rollout.observations[k], memory)
+        likelihood = _log_likelihood(rollout.actions[k], mean, std)
+        assert_close(likelihood, rollout.log_likelihoods[k])
+        total = total + (rollout.advantages[k] * likelihood).sum()
+    want = torch.autograd.grad(-total / rollout.advantages.numel(), trainable(rule))
+    for got, slope in zip(estimate.grads, want, strict=True):
+        assert_close(got, slope, rtol=1e-4, atol=1e-7)
+    assert estimate.metrics["kl_divergence"] == pytest.approx(0, abs=1e-6)
+    moved = rollout.advantages[rollout.weights.bool()]
+    assert moved.mean().item() == pytest.approx(0, abs=1e-5)
+    assert moved.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_critic_learns_what_it_is_shown():
+    critic = Critic(2, 1, hidden=16, learning_rate=1e-2)
+    seen = torch.rand(512, 3, generator=rng())
+    targets = seen[:, 0] - 2 * seen[:, 1]
+    for _ in range(30):
+        critic.learn(seen, targets, rng=rng(1))
+    assert (critic(seen) - targets).square().mean() < 1e-2 * targets.var()
+    again = Critic.unpack(critic.pack())
+    assert_close(again(seen), critic(seen))
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+    def train(folder, stop_after, *, resume):
+        def stop(done, total, note):
+            del total, note
+            if done == stop_after:
+                raise KeyboardInterrupt
+
+        rule = controller()
+        with contextlib.suppress(KeyboardInterrupt):
+            meta_train(rule, tasks(), config=CONFIG, out=folder, resume=resume, on_progress=stop)
+        theta = torch.cat([p.detach().flatten() for p in rule.parameters()])
+        return theta, (folder / "history.jsonl").read_text()
+
+    whole, history = train(tmp_path / "whole", None, resume=False)
+    for stop_after in (3, 4):
+        cut = tmp_path / f"cut{stop_after}"
+        train(cut, stop_after, resume=False)
+        resumed, resumed_history = train(cut, None, resume=True)
+        assert torch.equal(whole, resumed)
+        assert history == resumed_history
+
+
+def test_it_learns_to_hurry():
+    """An untrained controller starts with short steps; thirty rollouts later it does not."""
+    estimator = ProximalPolicy(
+        tasks=[get_task("welsch", dim=2)],
+        num_lanes=64,
+        rollout_steps=16,
+        horizon=Fixed(24),
+        epsilon=1e-3,
+        pool_size=256,
+    )
+    rule = controller()
+    optimizer = torch.optim.Adam(rule.parameters(), lr=5e-3)
+    generator, state, paces = rng(), None, []
+    for step in range(25 * 12):
+        estimate = estimator.estimate(rule, state, progress=step / 300, rng=generator)
+        for parameter, grad in zip(rule.parameters(), estimate.grads, strict=True):
+            parameter.grad = grad
+        optimizer.step()
+        state = estimate.state
+        if step % 12 == 0:
+            paces.append(estimate.metrics["pace"])
+    assert paces[-1] < 0.75 * paces[1]
+    assert all(map(math.isfinite, paces))
+
+
+def test_rules_without_decisions_and_bad_settings_are_refused():
+    estimator = configured_estimator(CONFIG, tasks())
+    with pytest.raises(LearnedOptError, match="needs a rule that decides .*, got 'lstm'"):
+        estimator.estimate(get_rule("lstm"), None, progress=0.0, rng=rng())
+    per_tensor = get_rule("controller", scope="tensor")
+    with pytest.raises(LearnedOptError, match="once for all parameters"):
+        estimator.estimate(per_tensor, None, progress=0.0, rng=rng())
+    with pytest.raises(LearnedOptError, match="num_lanes must be at least .*, 6, got 4"):
+        configured_estimator(replace(CONFIG, num_problems=4), tasks())
+    with pytest.raises(LearnedOptError, match="exploration must be two positive numbers"):
+        replace(CONFIG, exploration=(0.1, 0.0))
+    with pytest.raises(LearnedOptError, match="epsilon must lie in"):
+        configured_estimator(replace(CONFIG, epsilon=2.0), tasks())
