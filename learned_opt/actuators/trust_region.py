@@ -77,6 +77,7 @@ class TrustRegion(Actuator):
                 "adaptive share",
                 "gain",
                 "flatness",
+                "adaptive step",
                 "noise",
                 "go back",
             ),
@@ -104,8 +105,11 @@ class TrustRegion(Actuator):
             Feature("adaptive", "cosine of gradient and Adam's direction", 0, 1),
             Feature("spread", "log of root mean square gradient of the past over the gradient's", -4, 4),
             Feature("above best", "loss above the best, over that plus the last change, 0 if unknown", 0, 1),
-            Feature("time", "log of steps / 5", 0, 4),
-            Feature("size", "log of the number of parameters with a gradient, over 10", 0, 4),
+            Feature("persistence", "log of momentum's norm over the gradient's", -4, 2),
+            Feature("trend", "mean decrease over its mean size at decay 0.9", -1, 1),
+            # What lies beyond training's runs and sizes counts as their end.
+            Feature("time", "log of steps / 5", 0, 1.2),
+            Feature("size", "log of the number of parameters with a gradient, over 10", 0, 0.7),
         )
 
     def config(self) -> dict[str, Any]:
@@ -131,6 +135,8 @@ class TrustRegion(Actuator):
             "first_norm": scalar,
             "least_norm": scalar,
             "surprise": scalar,
+            "fall": scalar,
+            "swing": scalar,
             "turned": scalar,
             "is_inside": scalar,
             "inside_lately": scalar,
@@ -151,15 +157,15 @@ class TrustRegion(Actuator):
         model = curvature_model(memory)
 
         count = s["steps"] + 1
-        adaptive, root, moments = _adam_direction(g, s, count)
+        adaptive, root, momentum, moments = _adam_direction(g, s, count)
         norm, old_norm, stride, size = (v.norm(dim=1) for v in (g, old_grads, last, x))
         slopes = (model.basis @ g[..., None])[..., 0]
         rest = g - (slopes[:, None] @ model.basis)[:, 0]
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
-        fall = s["loss"] - loss
-        is_known = ~is_first & ~fall.isnan()
-        decrease = torch.where(is_known, fall, -0.5 * dot(g + old_grads, last))
+        fallen = s["loss"] - loss
+        is_known = ~is_first & ~fallen.isnan()
+        decrease = torch.where(is_known, fallen, -0.5 * dot(g + old_grads, last))
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
         above = loss - best_loss
         height = safe_ratio(above, above + decrease.abs())
@@ -168,6 +174,8 @@ class TrustRegion(Actuator):
         surprise = torch.where(
             is_first, torch.zeros_like(norm), torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2)
         )
+        fall = torch.lerp(s["fall"], decrease, 1 - _FAST)
+        swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
@@ -194,6 +202,8 @@ class TrustRegion(Actuator):
                 safe_ratio(dot(g, adaptive), norm * adaptive.norm(dim=1)),
                 _log_ratio(root.norm(dim=1), norm),
                 height,
+                _log_ratio(momentum.norm(dim=1), norm),
+                safe_ratio(fall, swing),
                 count.log() / 5,
                 (g != 0).sum(1).clamp_min(1).to(g).log() / 10,
             ],
@@ -212,6 +222,8 @@ class TrustRegion(Actuator):
             "first_norm": first_norm,
             "least_norm": least_norm,
             "surprise": surprise,
+            "fall": fall,
+            "swing": swing,
             "steps": count,
             # Only for `act`.
             "model": {
@@ -232,8 +244,9 @@ class TrustRegion(Actuator):
         a = action.to(grads).unbind(1)
         radius = s["radius"] * (2 * a[0]).exp()
         gain = (1.5 * a[4]).exp()
-        shake = (7 * a[6] - 8).exp() * (a[6] > -1)
-        goes_back = seen["is_bad"] * (5 * a[7] + 2).sigmoid()
+        whole = a[6].clamp_min(0)
+        shake = (7 * a[7] - 8).exp() * (a[7] > -1)
+        goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
         # As steep as what is known, or just so steep that a step outside fills the radius.
         filling = safe_ratio(seen["rest"].norm(dim=1), radius.detach())
         tiny = torch.finfo(filling.dtype).tiny
@@ -253,6 +266,11 @@ class TrustRegion(Actuator):
             gain=gain,
             flatness=0.5 * a[5],
         )
+        # Where noise drowns what the steps say about curvature, Adam's step of the radius' length.
+        plain = -radius[:, None] * _unit(seen["adaptive"])
+        move = torch.lerp(move, plain, whole[:, None])
+        promise = -dot(grads, plain).detach().clamp_min(0)
+        predicted = torch.lerp(trusted.decrease, promise, whole.detach())
         move = move + (shake * radius * grads.shape[1] ** -0.5)[:, None] * noise()
         move = torch.lerp(move, -_BACK * last, goes_back[:, None])
         move = torch.where(torch.isfinite(move), move, torch.zeros_like(move))
@@ -263,7 +281,7 @@ class TrustRegion(Actuator):
             **{name: leaf for name, leaf in state.items() if name != "model"},
             "step": known,
             "radius": radius,
-            "predicted": trusted.decrease,
+            "predicted": predicted,
             "turned": turned,
             "is_inside": is_inside,
             "inside_lately": torch.lerp(s["inside_lately"], is_inside, 0.2),
@@ -293,14 +311,15 @@ def _nominal_radius(
 
 def _adam_direction(
     g: Tensor, s: dict[str, Tensor], count: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Adam's direction, the root mean square gradient behind it, and the new moments."""
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Adam's direction, the root mean square and the mean behind it, and the new moments."""
     momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
     square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
     root = (square / (1 - _SLOW**count)[:, None]).sqrt()
     floor = 1e-2 * root.square().mean(1, keepdim=True).sqrt()
-    direction = safe_ratio(momentum / (1 - _FAST**count)[:, None], root + floor)
-    return direction, root, {"momentum": momentum, "square": square}
+    mean = momentum / (1 - _FAST**count)[:, None]
+    direction = safe_ratio(mean, root + floor)
+    return direction, root, mean, {"momentum": momentum, "square": square}
 
 
 def _trusted_move(

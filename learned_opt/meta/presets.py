@@ -119,6 +119,10 @@ def _controller_mixture() -> list[tuple[Task, float]]:
         ],
         [1.0, 1.0, 1.0],
     )
+    nets = [
+        {"hidden": (5,), "activation": "relu", "batch_size": 32},
+        {"hidden": (6, 6), "activation": "tanh", "batch_size": 64},
+    ]
     return [
         (_rotated("strict_saddle", dim=4), 1.0),
         (_rotated("strict_saddle", dim=10, smallest_curvature=0.3), 1.0),
@@ -148,8 +152,9 @@ def _controller_mixture() -> list[tuple[Task, float]]:
         (get_task("rosenbrock", dim=6), 0.7),
         (get_task("random_quadratic"), 0.7),
         (get_task("rippled_quadratic"), 0.3),
-        (NoisyGradient(noisy, noise=0.05), 1.5),
-        (get_task("digits_mlp", hidden=(5,), activation="relu", batch_size=32, num_train=256), 0.8),
+        (NoisyGradient(noisy, noise=0.05), 1.0),
+        (NoisyGradient(noisy, noise=0.3), 1.0),
+        *((get_task("digits_mlp", num_train=256, **net), 1.2) for net in nets),
     ]
 
 
