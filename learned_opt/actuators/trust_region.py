@@ -89,22 +89,40 @@ class TrustRegion(Actuator):
             Feature("straightness", "cosine of the last two steps", -1, 1),
             Feature("gradient growth", "log of gradient norm over the last one", -4, 4),
             Feature("gradient since start", "log of gradient norm over the first, over 5", -4, 4),
-            Feature("gradient over least", "log of gradient norm over the least so far, over 5", 0, 4),
-            Feature("decrease ratio", "decrease along the last step over what was predicted", -2, 2),
+            Feature(
+                "gradient over least", "log of gradient norm over the least so far, over 5", 0, 4
+            ),
+            Feature(
+                "decrease ratio", "decrease along the last step over what was predicted", -2, 2
+            ),
             Feature("unpredictability", "mean distance of that ratio from 1 at decay 0.8", 0, 2),
             Feature("radius", "log of radius over the parameters' norm, over 5", -4, 4),
             Feature("radius since start", "log of radius over the first one, over 5", -4, 4),
             Feature("stride", "log of the last step's length over the radius", -4, 1),
             Feature("known share", "share of the gradient's norm in the span of past steps", 0, 1),
-            Feature("unknown", "log of the gradient's norm outside of that span over all, over 5", -4, 0),
-            Feature("steepness", "log of largest curvature times radius over gradient norm, over 3", -4, 4),
+            Feature(
+                "unknown", "log of the gradient's norm outside of that span over all, over 5", -4, 0
+            ),
+            Feature(
+                "steepness",
+                "log of largest curvature times radius over gradient norm, over 3",
+                -4,
+                4,
+            ),
             Feature("lowest curvature", "lowest over largest size", -1, 1),
             Feature("lowest slope", "gradient along the lowest curvature over its norm", 0, 1),
             Feature("inside", "1 if the last step was not cut at the radius", 0, 1),
             Feature("inside lately", "mean of that at decay 0.8", 0, 1),
             Feature("adaptive", "cosine of gradient and Adam's direction", 0, 1),
-            Feature("spread", "log of root mean square gradient of the past over the gradient's", -4, 4),
-            Feature("above best", "loss above the best, over that plus the last change, 0 if unknown", 0, 1),
+            Feature(
+                "spread", "log of root mean square gradient of the past over the gradient's", -4, 4
+            ),
+            Feature(
+                "above best",
+                "loss above the best, over that plus the last change, 0 if unknown",
+                0,
+                1,
+            ),
             Feature("persistence", "log of momentum's norm over the gradient's", -4, 2),
             Feature("trend", "mean decrease over its mean size at decay 0.9", -1, 1),
             # What lies beyond training's runs and sizes counts as their end.
@@ -306,7 +324,11 @@ def _nominal_radius(
     held = torch.where(is_poor, torch.minimum(old, stride), old)
     first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
     radius = torch.where(is_first, first, held * factor.to(old).exp())
-    return radius, torch.where(is_first, first, s["first_radius"]), (~is_first & (ratio < 0)).to(old)
+    return (
+        radius,
+        torch.where(is_first, first, s["first_radius"]),
+        (~is_first & (ratio < 0)).to(old),
+    )
 
 
 def _adam_direction(

@@ -34,8 +34,8 @@ class Train:
     tasks: tuple[str, ...] = ("random_quadratic",)
     """Tasks to train on, by name; each episode draws one."""
     out: Path = Path("runs/train")
-    """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint; with a preset
-    also for the file that is shipped."""
+    """Folder for best.safetensors, last.safetensors, history.jsonl and the checkpoint; with a
+    preset also for the file that is shipped."""
     num_outer_steps: int = 2000
     """Outer updates, one per truncation."""
     num_problems: int = 64

@@ -351,12 +351,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
                 state.standings[position], own, paces, rng
             )
             outcomes.append(outcome)
-        return Outcome(
-            **{
-                entry.name: torch.cat([getattr(outcome, entry.name) for outcome in outcomes])
-                for entry in fields(Outcome)
-            }
-        )
+        return Outcome(**{
+            entry.name: torch.cat([getattr(outcome, entry.name) for outcome in outcomes])
+            for entry in fields(Outcome)
+        })
 
     def _follow_paces(
         self, state: PPOState, outcomes: Sequence[Outcome], kinds: Sequence[Tensor], moving: Tensor
@@ -409,7 +407,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
     def unpack(self, packed: Mapping[str, Any]) -> PPOState:
         """Undo `pack`."""
         kept = {name: packed[name] for name in _KEPT}
-        arenas = self._arenas(get_actuator(packed["actuator"][0], **packed["actuator"][1]), packed["pool_seed"])
+        arenas = self._arenas(
+            get_actuator(packed["actuator"][0], **packed["actuator"][1]), packed["pool_seed"]
+        )
         standings = zip(arenas, packed["standings"], strict=True)
         rollout = packed["rollout"]
         return PPOState(

@@ -252,12 +252,12 @@ def test_it_learns_to_hurry():
 
 def test_rules_without_decisions_and_bad_settings_are_refused():
     estimator = configured_estimator(CONFIG, tasks())
-    with pytest.raises(LearnedOptError, match="needs a rule that decides .*, got 'lstm'"):
+    with pytest.raises(LearnedOptError, match=r"needs a rule that decides .*, got 'lstm'"):
         estimator.estimate(get_rule("lstm"), None, progress=0.0, rng=rng())
     per_tensor = get_rule("controller", scope="tensor")
     with pytest.raises(LearnedOptError, match="once for all parameters"):
         estimator.estimate(per_tensor, None, progress=0.0, rng=rng())
-    with pytest.raises(LearnedOptError, match="num_lanes must be at least .*, 6, got 4"):
+    with pytest.raises(LearnedOptError, match=r"num_lanes must be at least .*, 6, got 4"):
         configured_estimator(replace(CONFIG, num_problems=4), tasks())
     with pytest.raises(LearnedOptError, match="exploration must be two positive numbers"):
         replace(CONFIG, exploration=(0.1, 0.0))
