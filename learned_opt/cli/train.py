@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,9 @@ from learned_opt.meta.trainer import TrainConfig, TrainResult, meta_train
 from learned_opt.rules.base import Rule, get_rule
 from learned_opt.tasks.base import Task, get_task
 from learned_opt.tracking import open_tracker
+
+_BESIDE_PRESET = {"rule", "preset", "out", "checkpoint_seconds", "resume", "shared"}
+"""What may be chosen beside a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ class Train:
         tasks = [get_task(name) for name in self.tasks]
         preset = None
         if self.preset is not None:
+            self._require_defaults()
             preset = get_preset(self.rule)
             tasks = [task for task, _ in preset.mixture()]
             config = preset.config(
@@ -108,6 +112,17 @@ class Train:
             rule, tasks, config=config, out=self.out, options=self.shared, resume=self.resume
         )
         print(result.best if preset is None else preset.export(result, self.out))
+
+    def _require_defaults(self) -> None:
+        """A preset that is changed is no preset."""
+        for entry in fields(self):
+            if entry.name not in _BESIDE_PRESET:
+                flag = f"--{entry.name.replace('_', '-')}"
+                require(
+                    getattr(self, entry.name) == entry.default,
+                    f"{flag} is set by the preset and must be left out, "
+                    f"got {getattr(self, entry.name)}",
+                )
 
 
 def train(

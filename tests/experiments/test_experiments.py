@@ -29,12 +29,6 @@ def test_l2l_headline(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_zoo_lstm(tmp_path):
-    run("train_zoo_lstm.py", "--num-outer-steps", "3", "--out", tmp_path)
-    assert (tmp_path / "lstm.safetensors").stat().st_size > 10_000
-
-
-@pytest.mark.slow
 def test_hyper_control(tmp_path):
     out = run("hyper_control.py", "--smoke", "--out", tmp_path).stdout
     numbers = json.loads((tmp_path / "numbers.json").read_text())

@@ -1,0 +1,74 @@
+"""Presets: what they promise not to train on, and the file that they make."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from learned_opt.cli.main import main
+from learned_opt.errors import LearnedOptError
+from learned_opt.meta.configured import configured_estimator
+from learned_opt.meta.presets import PRESETS, get_preset
+from learned_opt.meta.trainer import meta_train
+from learned_opt.rules.base import get_rule
+from learned_opt.rules.weights import load_rule, read_metadata
+from learned_opt.tasks.deep_linear import DeepLinear
+
+UNSEEN = ("octopus", "phase_retrieval", "soft_committee")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_whole_families_stay_unseen(name):
+    tasks = [task for task, _ in get_preset(name).mixture()]
+    for task in tasks:
+        assert not any(family in task.name for family in UNSEEN)
+        assert not isinstance(task, DeepLinear) or len(task.shapes) == 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_fit_the_mixture_and_build_the_estimator(name):
+    preset = get_preset(name)
+    config = preset.config(seed=3)
+    tasks = [task for task, _ in preset.mixture()]
+    assert config.seed == 3 and len(config.task_weights) == len(tasks)
+    configured_estimator(config, tasks)
+    assert get_rule(preset.rule).name == preset.rule
+
+
+@pytest.mark.parametrize("keeps_last", [False, True])
+def test_the_file_that_is_shipped_says_where_it_is_from(keeps_last, tmp_path):
+    preset = replace(get_preset("lstm"), keeps_last=keeps_last)
+    config = preset.config(
+        num_outer_steps=2,
+        num_problems=2,
+        num_eval_problems=2,
+        eval_steps=2,
+        evaluate_every=1,
+        seed=5,
+    )
+    tasks = [task for task, _ in preset.mixture()]
+    rule = get_rule("lstm", hidden_size=3, seed=5)
+    result = meta_train(rule, tasks, config=config, out=tmp_path)
+    path = preset.export(result, tmp_path)
+    made = load_rule(str(result.last if keeps_last else result.best))
+    for got, want in zip(load_rule(str(path)).parameters(), made.parameters(), strict=True):
+        assert torch.equal(got, want)
+    about = read_metadata(path)
+    assert path.name == "lstm.safetensors"
+    assert about["seed"] == "5" and about["horizon"] == "50 to 400"
+    assert json.loads(about["tasks"]) == [task.name for task in tasks]
+    (score,) = json.loads(about["scores"]).values()
+    assert score == (result.last_score if keeps_last else result.best_score)
+
+
+def test_a_preset_is_not_changed_by_flags(capsys, tmp_path):
+    words = ("train", "lstm", "--preset", "zoo", "--num-outer-steps", "3", "--out", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "--num-outer-steps is set by the preset" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(("train", "rnnprop", "--preset", "zoo", "--out", str(tmp_path)))
+    assert "preset" in capsys.readouterr().err
+    with pytest.raises(LearnedOptError, match="did you mean 'lstm'"):
+        get_preset("lsmt")
