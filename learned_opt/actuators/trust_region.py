@@ -31,6 +31,8 @@ from learned_opt.trees import Tree
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
+_ROUNDING = 100.0
+"""In units of the type's precision; less of a vector outside of a span is not a direction."""
 
 
 @final
@@ -178,7 +180,7 @@ class TrustRegion(Actuator):
         adaptive, root, momentum, moments = _adam_direction(g, s, count)
         norm, old_norm, stride, size = (v.norm(dim=1) for v in (g, old_grads, last, x))
         slopes = (model.basis @ g[..., None])[..., 0]
-        rest = g - (slopes[:, None] @ model.basis)[:, 0]
+        rest = _outside(g, slopes, model.basis)
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
         fallen = s["loss"] - loss
@@ -338,7 +340,10 @@ def _adam_direction(
     momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
     square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
     root = (square / (1 - _SLOW**count)[:, None]).sqrt()
-    floor = 1e-2 * root.square().mean(1, keepdim=True).sqrt()
+    # Relative to the coordinates that have a gradient: others must not count as small ones.
+    floor = (
+        1e-2 * root.norm(dim=1, keepdim=True) / (g != 0).sum(1, keepdim=True).clamp_min(1).sqrt()
+    )
     mean = momentum / (1 - _FAST**count)[:, None]
     direction = safe_ratio(mean, root + floor)
     return direction, root, mean, {"momentum": momentum, "square": square}
@@ -360,7 +365,7 @@ def _trusted_move(
 ) -> tuple[Tensor, TrustedStep]:
     """The step within the radius, ``[N, P]``; decisions keep their graph, the model has none."""
     # Outside of the span: gradient and Adam's direction, less what lies in the span.
-    spread = adaptive - ((model.basis @ adaptive[..., None]).mT @ model.basis)[:, 0]
+    spread = _outside(adaptive, (model.basis @ adaptive[..., None])[..., 0], model.basis)
     outside = _unit(_unit(rest) * (1 - share)[:, None] + _unit(spread) * share[:, None])
     slopes = torch.cat((slopes, dot(outside, g)[:, None]), dim=1)
     # Directions much flatter than the steepest one count as flatter still, or as less flat.
@@ -380,6 +385,14 @@ def _trusted_move(
     inner = (trusted.coefficients[:, None, :-1] @ model.basis)[:, 0]
     move = inner + (trusted.coefficients[:, -1] * bend)[:, None] * outside
     return move * length[:, None], trusted
+
+
+def _outside(vector: Tensor, coefficients: Tensor, basis: Tensor) -> Tensor:
+    """What of ``[N, P]`` lies outside of the span; nothing where only rounding is left."""
+    rest = vector - (coefficients[:, None] @ basis)[:, 0]
+    size = vector.norm(dim=1, keepdim=True)
+    is_there = rest.norm(dim=1, keepdim=True) > _ROUNDING * torch.finfo(rest.dtype).eps * size
+    return torch.where(is_there, rest, torch.zeros_like(rest))
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -131,8 +131,14 @@ class Arena:
         """
         s, point = standing, standing["point"]
 
+        used = self.task.used(s.problems)
+
         def noise() -> Tensor:
-            return torch.randn(point.shape, generator=rng, dtype=point.dtype)
+            drawn = torch.randn(point.shape, generator=rng, dtype=point.dtype)
+            if used is None:
+                return drawn
+            # Actuators divide by the root of the number of coordinates: all of them, used or not.
+            return drawn * used * (used.shape[1] / used.sum(1, keepdim=True)).sqrt()
 
         moved = self.actuator.act(action, s["grads"], point, s.tree["actuator"], noise)  # type: ignore[arg-type]
         point, time = point + moved.updates, s["time"] + 1

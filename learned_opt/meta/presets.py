@@ -112,16 +112,11 @@ def _controller_mixture() -> list[tuple[Task, float]]:
     # Weights are shares of the lanes. Settings differ from those of the benchmark where a family
     # has some to vary, so that nothing but the families themselves is known.
     noisy = Mixture.of(
-        [
-            get_task("random_quadratic"),
-            _rotated("strict_saddle", dim=10),
-            get_task("matrix_factorization"),
-        ],
-        [1.0, 1.0, 1.0],
+        [get_task("random_quadratic", dim=16), _rotated("strict_saddle", dim=16)], [1.0, 1.0]
     )
     nets = [
         {"hidden": (5,), "activation": "relu", "batch_size": 32},
-        {"hidden": (6, 6), "activation": "tanh", "batch_size": 64},
+        {"hidden": (6, 6, 6), "activation": "relu", "batch_size": 64, "init_std": 0.3},
     ]
     return [
         (_rotated("strict_saddle", dim=4), 1.0),
@@ -185,7 +180,7 @@ PRESETS: dict[str, Preset] = {
         mixture=_controller_mixture,
         settings={
             "estimator": "ppo",
-            "num_outer_steps": 12_000,
+            "num_outer_steps": 9_600,
             "num_problems": 2304,
             "truncation": 32,
             "horizon": LogUniform(20, 400),
@@ -193,8 +188,8 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 1e-3,
             "clip_norm": 0.5,
             "num_eval_problems": 16,
-            "eval_steps": 200,
-            "evaluate_every": 600,
+            "eval_steps": 100,
+            "evaluate_every": 1200,
             "log_every": 60,
         },
         keeps_last=True,

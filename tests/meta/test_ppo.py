@@ -19,7 +19,7 @@ from learned_opt.meta.horizons import Fixed, LogUniform
 from learned_opt.meta.ppo import ProximalPolicy, _advantages, _log_likelihood
 from learned_opt.meta.trainer import meta_train
 from learned_opt.rules import get_rule
-from learned_opt.tasks import NoisyGradient, get_task
+from learned_opt.tasks import Mixture, NoisyGradient, get_task
 from learned_opt.trees import flatten
 from learned_opt.unroll import unroll
 
@@ -167,6 +167,38 @@ def test_lanes_that_ended_stand_still_until_they_are_filled_again():
     assert_close(filled["point"][~fresh], standing["point"][~fresh])
     start = flatten(filled.problems.params)
     assert_close(filled["point"][fresh], start[fresh])
+
+
+def test_coordinates_that_a_problem_does_not_use_get_no_noise():
+    """And those it uses as much as if there were no others."""
+    mixture = Mixture.of(
+        [get_task("strict_saddle", dim=2), get_task("strict_saddle", dim=32)], [1.0, 1.0]
+    )
+    rule = controller()
+    arena = Arena(
+        task=mixture,
+        pool=mixture.sample(200, seed=0, dtype=torch.float64),
+        actuator=rule.actuator,
+        num_lanes=200,
+        horizon=Fixed(5),
+        epsilon=EPSILON,
+    )
+    names = rule.actuator.actions.names
+    still, shaken = (torch.zeros(200, len(names)) for _ in range(2))
+    still[:, names.index("noise")], shaken[:, names.index("noise")] = -1.0, 1.0
+    with torch.no_grad():
+        standing = arena.start(0.0, rng())
+        points = [
+            arena.step(standing, action, torch.ones(200), rng(1))[0]["point"]
+            for action in (still, shaken)
+        ]
+    moved = points[1] - points[0]
+    radius = standing.tree["actuator"]["radius"]
+    is_small = mixture.used(standing.problems).sum(1) == 2
+    assert (moved[is_small, 2:] == 0).all()
+    for lanes in (is_small, ~is_small):
+        relative = moved[lanes].norm(dim=1) / radius[lanes] * math.e
+        assert relative.square().mean().item() == pytest.approx(1, rel=0.3)
 
 
 def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
