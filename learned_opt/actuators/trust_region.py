@@ -213,7 +213,7 @@ class TrustRegion(Actuator):
                 _log_ratio(radius, first_radius) / 5,
                 _log_ratio(stride, radius),
                 safe_ratio(slopes.norm(dim=1), norm),
-                _log_ratio(rest.norm(dim=1), norm) / 5,
+                (safe_ratio(rest.norm(dim=1), norm) + torch.finfo(g.dtype).tiny).log() / 5,
                 _log_ratio(largest * radius, norm) / 3,
                 safe_ratio(model.curvatures.amin(1), largest),
                 safe_ratio(slopes[:, 0].abs(), norm),
