@@ -174,6 +174,18 @@ PRESETS: dict[str, Preset] = {
         mixture=_coordinatewise_mixture,
         settings=_COORDINATEWISE,
     ),
+    "rnnprop": Preset(
+        rule="rnnprop",
+        description="RNNProp trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 1e-3},
+    ),
+    "small_fc_lopt": Preset(
+        rule="small_fc_lopt",
+        description="small_fc_lopt trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
     "controller": Preset(
         rule="controller",
         description="Recurrent net that steers a trust region, trained by PPO",

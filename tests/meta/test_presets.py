@@ -68,7 +68,7 @@ def test_a_preset_is_not_changed_by_flags(capsys, tmp_path):
         main(words)
     assert "--num-outer-steps is set by the preset" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(("train", "rnnprop", "--preset", "zoo", "--out", str(tmp_path)))
+        main(("train", "mlp_lopt", "--preset", "zoo", "--out", str(tmp_path)))
     assert "preset" in capsys.readouterr().err
     with pytest.raises(LearnedOptError, match="did you mean 'lstm'"):
         get_preset("lsmt")
