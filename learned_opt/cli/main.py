@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from learned_opt.cli.bench import Bench
+from learned_opt.cli.check import Check
 from learned_opt.cli.list import List
 from learned_opt.cli.report import Report
 from learned_opt.cli.rl import Rl
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Rl, tyro.conf.subcommand("rl")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments without the program's name; None takes them from the process.
     """
     # tyro types a union of commands as object.
-    command: Run | Train | Bench | Report | Rl | List = tyro.cli(
+    command: Run | Train | Bench | Report | Rl | Check | List = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="learned-opt",
         description="Optimizers that are learned: train them, race them, look at them.",

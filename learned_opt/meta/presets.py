@@ -21,6 +21,9 @@ from learned_opt.tasks import NoisyGradient, Rotated, get_task
 from learned_opt.tasks.base import Task
 from learned_opt.tasks.mixture import Mixture
 
+SCORE = "mean log10 gap over held-out problems and steps"
+"""The score in the header of weights that a preset made."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Preset:
                 "horizon": f"{horizon['low']} to {horizon['high']}",
                 "seed": str(about["seed"]),
                 "licence": "Apache-2.0",
-                "scores": {"mean log10 gap over held-out problems and steps": score},
+                "scores": {SCORE: score},
             },
         )
 
