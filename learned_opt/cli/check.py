@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from learned_opt.cli.options import LocalOptions
-from learned_opt.cli.progress import console
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.meta.config import stream_seed
 from learned_opt.meta.evaluation import draw_held_out, evaluate
@@ -50,7 +50,7 @@ class Check:
                 table.add_row(name, score, f"{claimed:.4f}", f"{found:.4f}")
                 if not math.isclose(claimed, found, abs_tol=self.tolerance, rel_tol=0):
                     wrong.append(f"{name} ({score}: {claimed:.4f} claimed, {found:.4f} found)")
-        console.print(table)
+        Console().print(table)
         if wrong:
             raise LearnedOptError(
                 f"scores differ by more than {self.tolerance}: {', '.join(wrong)}"
