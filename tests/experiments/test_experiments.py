@@ -87,3 +87,31 @@ def test_li_malik(tmp_path):
 def test_train_zoo_agents(tmp_path, agent):
     run("train_zoo_agents.py", agent, "--total-steps", "1000", "--out", tmp_path)
     assert (tmp_path / f"{agent}.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_untuned_race(tmp_path):
+    argv = ("untuned_race.py", "--smoke", "--rules", "lstm", "--out", tmp_path)
+    first = run(*argv).stdout
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    groups = {label: entry["group"] for label, entry in numbers["tasks"].items()}
+    assert groups == {
+        "x2_y4_y2": "trained",
+        "matrix_factorization": "trained",
+        "phase_retrieval": "unseen",
+    }
+    for entry in numbers["tasks"].values():
+        estimate, low, high = entry["ratio"]
+        assert 0 < low <= estimate <= high
+        newton = entry["floors"]["newton"]["ratio"][0]
+        assert newton > 1  # the oracle is faster than every tuned baseline
+    assert numbers["one setting"]["best overall"] in numbers["one setting"]["baselines"]
+    assert "| all | 3 |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "untuned_race.png").stat().st_size > 10_000
+    again = run(*argv).stdout
+    # Nothing is computed twice, and nothing changes.
+    assert "finished" in first
+    assert "finished" not in again
+    assert "floor:" not in again
+    assert "one setting, " not in again
+    assert json.loads((tmp_path / "results.json").read_text()) == numbers
