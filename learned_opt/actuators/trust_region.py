@@ -323,7 +323,8 @@ def _nominal_radius(
     is_poor = ratio < 0.25
     is_cut = stride > 0.8 * old
     factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
-    held = torch.where(is_poor, torch.minimum(old, stride), old)
+    # A step of length zero, after a gradient of zero, says nothing about the next.
+    held = torch.where(is_poor & (stride > 0), torch.minimum(old, stride), old)
     first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
     radius = torch.where(is_first, first, held * factor.to(old).exp())
     return (

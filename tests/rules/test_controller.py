@@ -158,6 +158,17 @@ def test_what_is_not_finite_moves_nothing():
     assert_close(x["x"][0], torch.ones(3).double())
 
 
+def test_a_gradient_of_zero_does_not_end_all_movement():
+    rule = quiet().double()
+    x = {"x": torch.ones(1, 3).double()}
+    state = rule.init(x)
+    for gradient in (1.0, 0.0, 0.0, 1.0):
+        grads = {"x": torch.full((1, 3), gradient).double()}
+        rng = torch.Generator().manual_seed(0)
+        updates, state = rule(grads, state, x, loss=torch.ones(1).double(), rng=rng)
+    assert updates["x"].norm() > 1e-3
+
+
 def test_sizes_are_checked():
     features = get_actuator("trust_region").features
     assert len({feature.name for feature in features}) == len(features)
