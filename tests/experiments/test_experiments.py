@@ -83,6 +83,30 @@ def test_li_malik(tmp_path):
 
 
 @pytest.mark.slow
+def test_real_training(tmp_path):
+    argv = ("real_training.py", "--smoke", "--rules", "hyper-control", "--out", tmp_path)
+    out = run(*argv).stdout
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    names = {"AdamW, tuned, cosine", "Adam, untuned", "hyper-control"}
+    assert set(numbers["overall"]) == names
+    for problem, horizon in numbers["horizons"].items():
+        for name, runs in numbers["runs"][problem].items():
+            length = 1 if "cosine" in name else 3
+            assert [found["steps"][-1] for found in runs] == [length * horizon] * 2
+        assert numbers["problems"][problem]["AdamW, tuned, cosine"]["train"] == 1
+    for row in numbers["overall"].values():
+        low, high = row["validation"][1:]
+        assert low <= row["validation"][0] <= high
+    assert "hand-overs a run" in out
+    assert (tmp_path / "table.md").read_text().count("| hyper-control |") == 1 + 6
+    assert (tmp_path / "real_training.png").stat().st_size > 10_000
+    # Nothing is run again.
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    run(*argv)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["hyper-control", "saddle-escape"])
 def test_train_zoo_agents(tmp_path, agent):
     run("train_zoo_agents.py", agent, "--total-steps", "1000", "--out", tmp_path)
