@@ -71,6 +71,8 @@ class Settings:
     """Folder for results and runs."""
     rules: tuple[str, ...] = ("controller",)
     """Learned rules: weight files or bundled names."""
+    problems: tuple[str, ...] = ()
+    """Names of the problems to run; all if there are none."""
     no_guard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Run each learned rule without its guard, too."""
     num_seeds: int = 10
@@ -327,7 +329,10 @@ def main(settings: Settings) -> None:
     """Tune, run, compare, write."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    suite = problems()
+    known = {problem.name: problem for problem in problems()}
+    unknown = sorted(set(settings.problems) - set(known))
+    require(not unknown, f"unknown problems {unknown}: choose from {list(known)}")
+    suite = tuple(known[name] for name in settings.problems or known)
     if settings.smoke:
         settings = replace(settings, num_seeds=2, trials=2, num_tuning_seeds=1, num_evaluations=4)
         suite = tuple(shrunk(problem) for problem in suite)
@@ -435,7 +440,7 @@ Text = tuple[str, list[str], list[list[str]]]
 def overall_table(overall: dict[str, dict[str, Any]]) -> Text:
     """Over all problems."""
     header = ["optimizer", "time to its loss", "reached it", "training loss", "validation loss"]
-    header += ["diverged", "hand-overs a run", "steps by fallback", "seconds a step"]
+    header += ["diverged", "hand-overs a run", "steps by fallback", "CPU time a step"]
     body = []
     for name, row in overall.items():
         is_self = name == BASELINE
@@ -450,13 +455,17 @@ def overall_table(overall: dict[str, dict[str, Any]]) -> Text:
             f"{row['fallback']:.0%}",
             f"{row['pace']:.2f}",
         ])
-    return f"Over {BASELINE} at its horizon, geometric means over problems", header, body
+    return (
+        f"Over {BASELINE} at its horizon: geometric means over problems of medians over seeds",
+        header,
+        body,
+    )
 
 
 def problem_table(rows: dict[str, dict[str, dict[str, float]]]) -> Text:
     """Each problem by itself."""
     header = ["problem", "optimizer", "time", "reached", "training loss", "ratio"]
-    header += ["validation loss", "ratio", "diverged", "hand-overs", "fallback", "seconds"]
+    header += ["validation loss", "ratio", "diverged", "hand-overs", "fallback", "CPU time"]
     body = [
         [
             problem,
@@ -475,11 +484,12 @@ def problem_table(rows: dict[str, dict[str, dict[str, float]]]) -> Text:
         for problem, entry in rows.items()
         for name, row in entry.items()
     ]
-    return "Medians over seeds; losses at the horizon; ratios to the tuned baseline", header, body
+    title = f"Medians over seeds; losses at the horizon; ratios and CPU time over {BASELINE}"
+    return title, header, body
 
 
 def tuning_table(tuning: dict[str, Any]) -> Text:
-    """What was chosen, and whether at the edge."""
+    """What was chosen for each problem."""
     body = []
     for problem, entry in tuning.items():
         scores = entry["final losses of all trials"]
@@ -517,7 +527,9 @@ def plot(runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int], path: 
         for name, group in entrants.items():
             colour, dash = colours[name.removesuffix(NO_GUARD)], "--" if NO_GUARD in name else "-"
             curves = Curves.of(group, horizons[problem])
-            low, middle, high = np.quantile(curves.train, (0.25, 0.5, 0.75), axis=0)
+            # A run that diverges leaves the picture, not the others without room.
+            shown = np.minimum(curves.train, 10 * curves.train[:, :1])
+            low, middle, high = np.quantile(shown, (0.25, 0.5, 0.75), axis=0)
             place = curves.steps / curves.horizon
             axis.semilogy(place, middle, dash, color=colour, label=name, linewidth=1.5)
             axis.fill_between(place, low, high, color=colour, alpha=0.2, linewidth=0)
