@@ -210,7 +210,7 @@ class Guarded(Rule):
             memory = choose(ruling.starts, self.rule.init(params), memory)
         steps, fallback = self._fall_back(grads, old["fallback"], params, sight.is_healthy, loss)
         updates, fails, is_rule = steps, ruling.fails, book["is_rule"]
-        if self.needs_rng or bool((is_rule & ~fails).any()):
+        if bool((is_rule & ~fails).any()):
             moves, new = self.rule(grads, memory, params, loss=loss, rng=rng)
             fails = fails | (is_rule & ~_is_safe(moves, point))
             acts = is_rule & ~fails

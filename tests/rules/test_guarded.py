@@ -162,6 +162,29 @@ def test_it_is_never_much_later_than_the_fallback_alone(task, settings, move):
     assert (late <= 0.1 * times[0][early]).all()
 
 
+@pytest.mark.parametrize("needs_rng", [False, True])
+def test_while_the_fallback_acts_the_rule_costs_nothing(needs_rng):
+    calls = []
+
+    class Counted(Scripted):
+        def forward(self, *args, **kwargs):
+            calls.append(len(calls))
+            return super().forward(*args, **kwargs)
+
+    Counted.needs_rng = needs_rng
+    rule = Guarded(Counted(uphill), "adam")
+    state, x = rule.init({"x": torch.ones(1, 2)}), torch.ones(1, 2)
+    charge = []
+    for _ in range(60):
+        before = len(calls)
+        rng = torch.Generator().manual_seed(0)
+        updates, state = rule({"x": x}, state, {"x": x}, loss=x.square().sum(1) / 2, rng=rng)
+        x = x + updates["x"]
+        charge.append(len(calls) > before)
+    assert sum(charge) < 30
+    assert not any(charge[18:40])
+
+
 def test_problems_are_judged_one_by_one():
     def move(g, x, t):
         return torch.where(torch.arange(len(g)).reshape(-1, 1) == 1, 0.01 * g, -0.1 * g)
