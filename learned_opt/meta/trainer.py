@@ -256,6 +256,8 @@ class _Run:
             losses, norms = zip(*self.window, strict=True)
             metrics["meta_loss"] = sum(losses) / len(losses)
             metrics["meta_gradient_norm"] = sum(norms) / len(norms)
+            clipped = [norm > self.config.clip_norm for norm in norms]
+            metrics["clipped_share"] = sum(clipped) / len(clipped)
         for name in dict.fromkeys(name for each in self.metrics for name in each):
             known = [each[name] for each in self.metrics if name in each]
             metrics[f"estimator/{name}"] = sum(known) / len(known)
