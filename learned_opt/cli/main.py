@@ -13,6 +13,7 @@ import tyro
 
 from learned_opt.cli.bench import Bench
 from learned_opt.cli.check import Check
+from learned_opt.cli.diagnose import Diagnose
 from learned_opt.cli.list import List
 from learned_opt.cli.report import Report
 from learned_opt.cli.rl import Rl
@@ -24,6 +25,7 @@ from learned_opt.meta.interrupts import Interrupted
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Rl, tyro.conf.subcommand("rl")]
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments without the program's name; None takes them from the process.
     """
     # tyro types a union of commands as object.
-    command: Run | Train | Bench | Report | Rl | Check | List = tyro.cli(
+    command: Run | Train | Diagnose | Bench | Report | Rl | Check | List = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="learned-opt",
         description="Optimizers that are learned: train them, race them, look at them.",

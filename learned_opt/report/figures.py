@@ -33,8 +33,16 @@ _SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def _figure(path: Path | str, **size: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, written to `path` at the end; no display and no global state."""
+def png_figure(path: Path | str, **size: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, written to `path` at the end; no display and no global state.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        size: ``figsize``, and what ``Figure.subplots`` takes.
+
+    Yields:
+        The figure and what ``subplots`` returned.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -68,7 +76,7 @@ def leaderboard_figure(results: Results, path: Path | str, *, seed: int = 0) -> 
     rows = [row for row in reversed(board) if (row.rule, row.tuning_trials) in shown]
     names = [field.name(shown[row.rule, row.tuning_trials]) for row in rows]
     height = 1.2 + 0.36 * len(rows)
-    with _figure(path, figsize=(9.0, height), ncols=2, sharey=True) as (figure, (left, right)):
+    with png_figure(path, figsize=(9.0, height), ncols=2, sharey=True) as (figure, (left, right)):
         for y, row in enumerate(rows):
             style = field.styles[row.rule]
             is_learned = row.rule_kind == "learned"
@@ -128,7 +136,7 @@ def curves_figure(results: Results, path: Path | str) -> Path:
     columns = min(3, len(field.tasks))
     num_rows = math.ceil(len(field.tasks) / columns)
     size = (max(3.7 * columns, 6.5), 2.8 * num_rows + 0.8)
-    with _figure(path, figsize=size, nrows=num_rows, ncols=columns, squeeze=False) as (
+    with png_figure(path, figsize=size, nrows=num_rows, ncols=columns, squeeze=False) as (
         figure,
         grid,
     ):

@@ -38,7 +38,7 @@ def test_list_shows_every_task_rule_and_suite(capsys):
     assert "plateau-core" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "train", "bench", "report", "list"])
+@pytest.mark.parametrize("command", ["run", "train", "diagnose", "bench", "report", "list"])
 def test_help_names_the_shared_options(command, capsys):
     assert run(command, "--help") == 0
     out = capsys.readouterr().out
@@ -63,10 +63,11 @@ def test_help_names_the_shared_options(command, capsys):
         (("train", "lstm", "--objective", "lgo_gap"), "did you mean 'log_gap'?"),
         (("train", "lstm", "--horizon", "1", "2", "3"), "--horizon takes one or two numbers"),
         (("report", "no/such/folder"), "no/such/folder"),
+        (("diagnose", "no/such/folder"), "'no/such/folder' holds no history.jsonl"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(argv, message, capsys, tmp_path):
-    out = () if argv[0] in {"list", "report"} else ("--out", tmp_path / "out")
+    out = () if argv[0] in {"list", "report", "diagnose"} else ("--out", tmp_path / "out")
     assert run(*argv, *out) == 2
     err = sentence(capsys)
     assert message in err
@@ -157,3 +158,22 @@ def test_train_writes_weights_that_load_and_resumes(tmp_path, capsys):
     assert run(*argv) == 2
     assert "already holds a run" in sentence(capsys)
     assert run(*argv, "--resume") == 0
+
+
+def test_diagnose_names_symptoms_and_draws_them(tmp_path, capsys):
+    out = tmp_path / "train"
+    argv = (
+        "train", "lstm", "--tasks", "random_quadratic", "--num-outer-steps", "20",
+        "--num-problems", "4", "--horizon", "20", "--learning-rate", "3",
+        "--wandb", "disabled", "--out", out,
+    )  # fmt: skip
+    assert run(*argv) == 0
+    capsys.readouterr()
+    assert run("diagnose", out) == 0
+    said = capsys.readouterr().out
+    assert "held-out score never better than before training" in said
+    assert "try: " in said
+    assert said.splitlines()[-1] == str(out / "health.png")
+    assert (out / "health.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("diagnose", out, "--out", tmp_path / "deep" / "mine.png") == 0
+    assert (tmp_path / "deep" / "mine.png").exists()

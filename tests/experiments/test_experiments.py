@@ -139,3 +139,17 @@ def test_untuned_race(tmp_path):
     assert "floor:" not in again
     assert "one setting, " not in again
     assert json.loads((tmp_path / "results.json").read_text()) == numbers
+
+
+@pytest.mark.slow
+def test_diagnosis(tmp_path):
+    run("diagnosis.py", "--smoke", "--out", tmp_path)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    variance = {
+        (entry["estimate"], entry["horizon"]): entry["log10 variance"]
+        for entry in numbers["by horizon"]
+    }
+    assert variance["back-propagation", 80] > 20 > variance["ES", 80]
+    assert all(entry["end"] == "finished" for entry in numbers["runs"].values())
+    for name in ("meta_loss", "variance", "bias", "health_back_propagation"):
+        assert 5_000 < (tmp_path / f"diagnosis_{name}.png").stat().st_size < 80_000
