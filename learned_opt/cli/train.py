@@ -62,6 +62,12 @@ class Train:
     """Meta-objective: sum, final, log, log_gap, ..."""
     learning_rate: float = 3e-3
     """Outer Adam's first learning rate; it decays by a cosine."""
+    warmup_steps: int = 0
+    """Outer steps over which the learning rate rises to its first value."""
+    clip_norm: float = 1.0
+    """Longest meta-gradient; longer ones are shortened."""
+    second_order: bool = False
+    """Differentiate through the gradients that the rule sees, too; for back-propagation."""
     random_scaling: float | None = None
     """Range r of pointwise random scaling exp(U(-r, r)); none by default."""
     checkpoint_seconds: float = 120.0
@@ -91,6 +97,9 @@ class Train:
             horizon=horizon,
             objective=self.objective,
             learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            second_order=self.second_order,
             random_scaling=self.random_scaling,
             checkpoint_seconds=self.checkpoint_seconds,
             seed=self.shared.seed,
