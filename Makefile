@@ -45,6 +45,7 @@ bench: $(READY)  ## Speed, measured side by side
 	$(BIN)/python benchmarks/engine_speed.py
 	$(BIN)/python benchmarks/unroll_vs_higher.py
 	$(BIN)/python benchmarks/environment_speed.py
+	$(BIN)/python benchmarks/step_cost.py
 
 clean:           ## Remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

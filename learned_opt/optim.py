@@ -14,7 +14,8 @@ from learned_opt.errors import LearnedOptError, require
 from learned_opt.rules.base import HandMade, Rule
 from learned_opt.rules.guarded import Guarded
 from learned_opt.rules.weights import resolve_rule
-from learned_opt.trees import Params, Tree, leaves, tree_map
+from learned_opt.trees import Params, Tree, leaves, tree_map, unflatten
+from learned_opt.workspace import Workspace, empty_like
 
 Group: TypeAlias = dict[str, Any]
 
@@ -94,6 +95,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._mover = mover.requires_grad_(requires_grad=False).eval()
         self.rule = rule
         self.seed = seed
+        self._workspaces: dict[int, Workspace] = {}
         for part in mover.modules():
             for key, value in part.named_parameters() if isinstance(part, HandMade) else ():
                 require(
@@ -170,6 +172,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         skipped = [name for name, p in tensors.items() if p.grad is None]
         if len(skipped) == len(tensors):
             return
+        # State, copies and updates belong to this object alone until `state_dict` is called.
+        space = self._workspaces.setdefault(index, Workspace())
+        with space.use():
+            self._move(index, group, loss, tensors, skipped)
+        space.settle(leaves(self.state[group["params"][0]][_RULE_STATE]).values())
+
+    def _move(
+        self,
+        index: int,
+        group: Group,
+        loss: Tensor | None,
+        tensors: dict[str, Tensor],
+        skipped: list[str],
+    ) -> None:
+        """Move the parameters of a group that have a gradient."""
         params = self._as_problem(tensors)
         like = next(iter(params.values()))
         self._mover.to(like.device)
@@ -203,11 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             lr, weight_decay = 1.0, 0.0
         for name, p in tensors.items():
             if p.grad is not None:
-                update = updates[name][0]
-                precise = p.to(torch.promote_types(p.dtype, update.dtype))
-                moved = (precise * (1 - lr * weight_decay) + lr * update).to(p.dtype)
-                # A guard sees neither the learning rate nor what the parameter's type can hold.
-                p.copy_(moved if back is None else torch.where(moved.isfinite(), moved, p))
+                _add(p, updates[name][0], lr, weight_decay, is_guarded=back is not None)
 
     def _as_problem(self, tensors: dict[str, Tensor]) -> Params:
         """Copies of the tensors with a problem axis of one, in the type the rule computes in.
@@ -219,7 +232,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if dtype is None:
             is_double = any(t.dtype == torch.float64 for t in tensors.values())
             dtype = torch.float64 if is_double else torch.float32
-        return {name: t.detach().to(dtype, copy=True).unsqueeze(0) for name, t in tensors.items()}
+        # One long copy: rules that see all parameters as one vector need not make another one.
+        like = next(iter(tensors.values()))
+        size = sum(t.numel() for t in tensors.values())
+        flat = empty_like(like.detach().new_empty((), dtype=dtype).expand(1, size))
+        copies = unflatten(flat, {name: t.unsqueeze(0) for name, t in tensors.items()})
+        for name, t in tensors.items():
+            copies[name].copy_(t.detach())
+        return copies
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` goes on from; its tensors are not written over later."""
+        for space in self._workspaces.values():
+            space.forget()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, exactly.
@@ -285,7 +311,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "rule": self.rule,
             "_mover": self._mover,
             "seed": self.seed,
+            "_workspaces": {},
         }
+
+
+def _add(
+    p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float, *, is_guarded: bool
+) -> None:
+    """Add ``lr`` times the update in place, and shrink."""
+    if not is_guarded and p.dtype == update.dtype and not isinstance(lr, Tensor):
+        if lr * weight_decay:
+            p.mul_(1 - lr * weight_decay)
+        p.add_(update, alpha=lr)
+        return
+    precise = p.to(torch.promote_types(p.dtype, update.dtype))
+    moved = (precise * (1 - lr * weight_decay) + lr * update).to(p.dtype)
+    # A guard sees neither the learning rate nor what the parameter's type can hold.
+    p.copy_(torch.where(moved.isfinite(), moved, p) if is_guarded else moved)
 
 
 def _named(group: Group) -> dict[str, Tensor]:

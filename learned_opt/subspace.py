@@ -4,6 +4,9 @@ A step ``s`` and the change of the gradient along it, ``y``, say how curved the 
 and ``y`` against the other steps how the directions mix: in the span of a few past steps the
 Hessian is known without a single product with it. Its eigenvalues there (Ritz values) show negative
 curvature as soon as a step has a part in it.
+
+Long vectors are kept as they are, each by itself, and never copied: products between them are
+entered into small matrices, one row and one column a step.
 """
 
 from __future__ import annotations
@@ -20,19 +23,37 @@ from learned_opt.trees import Tree
 _PARALLEL = 1e-2
 """Share of the largest eigenvalue of the steps' cosines below which directions count as spanned."""
 
+_FEW = 512
+"""So few numbers cost less than a call, and an interval is halved thrice at once."""
+
 
 class CurvatureModel(NamedTuple):
     """A quadratic model in the span of past steps.
 
     Attributes:
-        basis: ``[N, m, P]`` orthonormal rows, the Ritz vectors; zero rows where there are fewer.
+        frame: ``[N, m, m]`` orthonormal rows, the Ritz vectors, as combinations of the steps, the
+            oldest first; zero rows where there are fewer.
         curvatures: ``[N, m]`` second derivatives along them, ascending; zero for zero rows.
         is_known: ``[N, m]`` bool, whether the row is one.
     """
 
-    basis: Tensor
+    frame: Tensor
     curvatures: Tensor
     is_known: Tensor
+
+
+class Products(NamedTuple):
+    """Inner products with what is remembered, the oldest first.
+
+    Attributes:
+        steps_step: ``[N, m]`` of each step and the newest one.
+        steps_change: ``[N, m]`` of each step and the new change of the gradient.
+        changes_step: ``[N, m - 1]`` of each change that stays and the newest step.
+    """
+
+    steps_step: Tensor
+    steps_change: Tensor
+    changes_step: Tensor
 
 
 def init_memory(params: Tensor, size: int) -> Tree:
@@ -43,44 +64,111 @@ def init_memory(params: Tensor, size: int) -> Tree:
         size: steps it will hold, ``m``.
 
     Returns:
-        ``steps`` (unit vectors) and ``changes`` (of the gradient, over the step's length), each
-        ``[N, m, P]``.
+        ``steps`` and ``changes`` (of the gradient), ``m`` vectors ``[N, P]`` each; ``lengths`` of
+        the steps, ``[N, m]``; and of the steps over their lengths the ``cosines`` and the products
+        with the changes, ``mixed``, each ``[N, m, m]``.
 
     Raises:
         LearnedOptError: if `size` is not positive.
     """
     require(size >= 1, f"size must be positive, got {size}")
-    empty = params.new_zeros(params.shape[0], size, params.shape[1])
-    return {"steps": empty, "changes": empty}
+    empty = torch.zeros_like(params)
+    square = params.new_zeros(params.shape[0], size, size)
+    return {
+        "steps": {str(k): empty for k in range(size)},
+        "changes": {str(k): empty for k in range(size)},
+        "lengths": square[:, 0],
+        "cosines": square,
+        "mixed": square,
+    }
 
 
-def remember(memory: Tree, step: Tensor, change: Tensor) -> Tree:
-    """Put a step in the place of the oldest one; a step of length zero is forgotten at once.
+def rows(memory: Tree, name: str) -> list[Tensor]:
+    """``steps`` or ``changes``, the oldest first."""
+    vectors = memory[name]
+    assert isinstance(vectors, dict)
+    return list(vectors.values())  # type: ignore[arg-type]
+
+
+def add_step(memory: Tree, step: Tensor) -> Tree:
+    """Put a step in the place of the oldest one; `remember` is due when its change is known.
 
     Args:
         memory: what `init_memory` or `remember` returned.
         step: ``[N, P]`` what was added to the parameters.
-        change: ``[N, P]`` gradient after it minus gradient before.
+
+    Returns:
+        The new memory, without a graph.
+    """
+    return {**memory, "steps": _numbered([*rows(memory, "steps")[1:], step.detach()])}
+
+
+def products(memory: Tree, change: Tensor) -> Products:
+    """What `remember` needs, one product after the other.
+
+    Args:
+        memory: what `add_step` returned.
+        change: ``[N, P]`` gradient after the newest step minus gradient before.
+    """
+    steps = rows(memory, "steps")
+    return Products(
+        torch.stack([dot(step, steps[-1]) for step in steps], dim=1),
+        torch.stack([dot(step, change) for step in steps], dim=1),
+        torch.stack([dot(old, steps[-1]) for old in (*rows(memory, "changes")[1:], change)], 1)[
+            :, :-1
+        ],
+    )
+
+
+def remember(memory: Tree, change: Tensor, entries: Products) -> Tree:
+    """Take note of what the newest step did; one of length zero is forgotten at once.
+
+    Args:
+        memory: what `add_step` returned.
+        change: ``[N, P]`` gradient after the newest step minus gradient before.
+        entries: see `products`.
 
     Returns:
         The new memory, without a graph.
     """
     m: dict[str, Tensor] = memory  # type: ignore[assignment]
-    step, change = step.detach(), change.detach()
-    length = step.norm(dim=1, keepdim=True)
-    scale = torch.where(length > 0, 1 / length, torch.zeros_like(length))
+    length = entries.steps_step[:, -1:].sqrt()
+    lengths = torch.cat((m["lengths"][:, 1:], length), dim=1)
+    scale = _inverse(lengths)
+    cosines = entries.steps_step * scale * scale[:, -1:]
+    column = entries.steps_change * scale * scale[:, -1:]
+    row = entries.changes_step * scale[:, :-1] * scale[:, -1:]
     return {
-        "steps": torch.cat((m["steps"][:, 1:], (step * scale)[:, None]), dim=1),
-        "changes": torch.cat((m["changes"][:, 1:], (change * scale)[:, None]), dim=1),
+        "steps": m["steps"],
+        "changes": _numbered([*rows(memory, "changes")[1:], change.detach()]),
+        "lengths": lengths,
+        "cosines": _bordered(m["cosines"], cosines[:, :-1], cosines),
+        "mixed": _bordered(m["mixed"], row, column),
     }
+
+
+def _bordered(matrices: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Without the first row and column, with a last row (but its end) and a last column."""
+    upper = torch.cat((matrices[:, 1:, 1:], row[:, None]), dim=1)
+    return torch.cat((upper, column[:, :, None]), dim=2)
+
+
+def _inverse(lengths: Tensor) -> Tensor:
+    """``1 / lengths``, zero for what is not positive."""
+    is_there = lengths > 0
+    return torch.where(is_there, lengths, 1.0).reciprocal() * is_there
+
+
+def _numbered(vectors: list[Tensor]) -> Tree:
+    return {str(k): vector for k, vector in enumerate(vectors)}
 
 
 def curvature_model(memory: Tree) -> CurvatureModel:
     r"""Ritz values and vectors of the Hessian in the span of the remembered steps.
 
-    With unit steps $S$ and changes $Y$, $S Y^T$ stands for $S H S^T$; its symmetric part is taken
-    in an orthonormal basis of the span, from which directions that the others all but span are
-    left out.
+    With unit steps $S$ and changes $Y$ over the steps' lengths, $S Y^T$ stands for $S H S^T$; its
+    symmetric part is taken in an orthonormal basis of the span, from which directions that the
+    others all but span are left out.
 
     Args:
         memory: what `remember` returned.
@@ -93,27 +181,25 @@ def curvature_model(memory: Tree) -> CurvatureModel:
         2014 (arXiv:1406.2572) for the use of a Krylov subspace at saddles.
     """
     m: dict[str, Tensor] = memory  # type: ignore[assignment]
-    steps, changes = m["steps"], m["changes"]
-    is_there = dot(steps, steps) > 0.5
+    cosines, mixed = m["cosines"], m["mixed"]
+    is_there = m["lengths"] > 0
     both = is_there[:, :, None] & is_there[:, None, :]
-    cosines = steps @ steps.mT
-    mixed = steps @ changes.mT
-    mixed = torch.where(both, (mixed + mixed.mT) / 2, torch.zeros_like(mixed))
+    mixed = torch.where(both, (mixed + mixed.mT) / 2, 0.0)
     # Steps so large that their change overflowed say nothing, here and in eigenvalue routines.
     is_sound = torch.isfinite(mixed).flatten(1).all(1)
-    mixed = torch.where(is_sound[:, None, None], mixed, torch.zeros_like(mixed))
-    cosines = torch.where(both & is_sound[:, None, None], cosines, torch.zeros_like(cosines))
+    mixed = torch.where(is_sound[:, None, None], mixed, 0.0)
+    cosines = torch.where(both & is_sound[:, None, None], cosines, 0.0)
     spread, frame = torch.linalg.eigh(cosines)
     is_kept = spread > _PARALLEL * spread[:, -1:].clamp_min(_PARALLEL)
-    scale = torch.where(is_kept, spread, torch.ones_like(spread)).rsqrt() * is_kept
+    scale = torch.where(is_kept, spread, 1.0).rsqrt() * is_kept
     whiten = frame * scale[:, None]
     projected = whiten.mT @ mixed @ whiten
     values, vectors = torch.linalg.eigh(projected)
-    basis = (whiten @ vectors).mT @ steps
+    basis = (whiten @ vectors).mT
     # Left-out directions are eigenvectors with the eigenvalue 0 and map to zero rows.
-    is_known = dot(basis, basis) > 0.5
+    is_known = dot(basis @ cosines, basis) > 0.5
     return CurvatureModel(
-        basis=basis * is_known[..., None],
+        frame=basis * (is_known[..., None] * _inverse(m["lengths"])[:, None]),
         curvatures=values * is_known,
         is_known=is_known,
     )
@@ -167,11 +253,30 @@ def trust_region_step(
     floor = (-lowest).clamp_min(0) + torch.finfo(c.dtype).eps * largest[:, 0] + tiny
     low = floor.log()
     high = (floor + c.norm(dim=1) / radius.clamp_min(tiny)).log()
-    for _ in range(num_bisections):
-        middle = (low + high) / 2
-        is_long = (c / (curvature + middle.exp()[:, None])).norm(dim=1) > radius
-        low, high = torch.where(is_long, middle, low), torch.where(is_long, high, middle)
+    if c.numel() <= _FEW:
+        low, high = _cut_in_eight(c, curvature, radius, low, high, num_cuts=-(-num_bisections // 3))
+    else:
+        for _ in range(num_bisections):
+            middle = (low + high) / 2
+            is_long = (c / (curvature + middle.exp()[:, None])).norm(dim=1) > radius
+            low, high = torch.where(is_long, middle, low), torch.where(is_long, high, middle)
     shift = torch.where(is_inside, torch.zeros_like(high), high.exp())
     p = -c / (curvature + shift[:, None]).clamp_min(tiny)
     decrease = -(dot(slopes.detach(), p) + 0.5 * dot(curvature * p, p))
     return TrustedStep(p, decrease.clamp_min(0), is_inside)
+
+
+def _cut_in_eight(
+    c: Tensor, curvature: Tensor, radius: Tensor, low: Tensor, high: Tensor, *, num_cuts: int
+) -> tuple[Tensor, Tensor]:
+    """Three halvings at a time, for the price of a few more numbers."""
+    inner = torch.arange(1, 8, dtype=c.dtype, device=c.device) / 8
+    c, curvature = c[:, None], curvature[:, None]
+    for _ in range(num_cuts):
+        width = high - low
+        shift = (low[:, None] + width[:, None] * inner).exp()[..., None]
+        is_long = torch.linalg.vector_norm(c / (curvature + shift), dim=2) > radius[:, None]
+        above = is_long.to(c.dtype).sum(1) / 8
+        low = low + width * above
+        high = torch.where(is_long[:, -1], high, low + width / 8)
+    return low, high

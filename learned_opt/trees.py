@@ -12,6 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from learned_opt.workspace import empty_like, workspace
+
 Params: TypeAlias = dict[str, Tensor]
 """Named parameter tensors, each ``[N, *shape]``."""
 
@@ -105,7 +107,34 @@ def leaves(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
 def flatten(params: Mapping[str, Tensor]) -> Tensor:
     """Concatenate parameters to one matrix ``[N, P]``: tensors in order, each row-major."""
     parts = [p.flatten(1) if p.dim() > 1 else p.unsqueeze(1) for p in params.values()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    if len(parts) == 1:
+        return parts[0]
+    if workspace() is not None:
+        whole = _joined(parts)
+        if whole is not None:
+            return whole
+        if len(parts[0]) == 1:
+            size = sum(part.shape[1] for part in parts)
+            return torch.cat(parts, dim=1, out=empty_like(parts[0][:, :1].expand(1, size)))
+    return torch.cat(parts, dim=1)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    """What `unflatten` split, a single row, without a copy; None if it was something else."""
+    first = parts[0]
+    end, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    for part in parts:
+        if (
+            part.shape[0] != 1
+            or part.storage_offset() != end
+            or part.dtype != first.dtype
+            or part.untyped_storage().data_ptr() != storage
+            or not part.is_contiguous()
+        ):
+            return None
+        end += part.shape[1]
+    size = end - first.storage_offset()
+    return first.as_strided((1, size), (size, 1))
 
 
 def unflatten(flat: Tensor, like: Mapping[str, Tensor]) -> Params:

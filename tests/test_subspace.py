@@ -5,7 +5,15 @@ import torch
 from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
-from learned_opt.subspace import curvature_model, init_memory, remember, trust_region_step
+from learned_opt.subspace import (
+    add_step,
+    curvature_model,
+    init_memory,
+    products,
+    remember,
+    rows,
+    trust_region_step,
+)
 
 F64 = torch.float64
 
@@ -16,11 +24,20 @@ def symmetric(n, dim, seed=0):
     return a + a.mT
 
 
+def seen_by(memory, step, change):
+    memory = add_step(memory, step)
+    return remember(memory, change, products(memory, change))
+
+
 def remembered(hessian, steps):
     memory = init_memory(steps[0], len(steps))
     for step in steps:
-        memory = remember(memory, step, (hessian @ step[..., None])[..., 0])
+        memory = seen_by(memory, step, (hessian @ step[..., None])[..., 0])
     return memory
+
+
+def basis(model, memory):
+    return model.frame @ torch.stack(rows(memory, "steps"), dim=1)
 
 
 def steps_of(n, dim, count, seed=1):
@@ -30,24 +47,26 @@ def steps_of(n, dim, count, seed=1):
 
 def test_as_many_steps_as_dimensions_give_the_spectrum():
     hessian = symmetric(5, 3)
-    model = curvature_model(remembered(hessian, steps_of(5, 3, 3)))
+    memory = remembered(hessian, steps_of(5, 3, 3))
+    model = curvature_model(memory)
     assert model.is_known.all()
     assert_close(model.curvatures, torch.linalg.eigvalsh(hessian))
-    assert_close(model.basis @ hessian @ model.basis.mT, torch.diag_embed(model.curvatures))
+    vectors = basis(model, memory)
+    assert_close(vectors @ hessian @ vectors.mT, torch.diag_embed(model.curvatures))
 
 
 def test_fewer_steps_give_ritz_values_between_the_extremes():
     hessian = symmetric(5, 8)
-    model = curvature_model(remembered(hessian, steps_of(5, 8, 3)))
+    memory = remembered(hessian, steps_of(5, 8, 3))
+    model = curvature_model(memory)
     spectrum = torch.linalg.eigvalsh(hessian)
     assert (model.curvatures[:, 0] >= spectrum[:, 0] - 1e-9).all()
     assert (model.curvatures[:, -1] <= spectrum[:, -1] + 1e-9).all()
-    gram = model.basis @ model.basis.mT
+    vectors = basis(model, memory)
+    gram = vectors @ vectors.mT
     assert_close(gram, torch.eye(3, dtype=F64).expand(5, 3, 3))
     # Rayleigh quotients of the very vectors.
-    assert_close(
-        (model.basis @ hessian @ model.basis.mT).diagonal(dim1=1, dim2=2), model.curvatures
-    )
+    assert_close((vectors @ hessian @ vectors.mT).diagonal(dim1=1, dim2=2), model.curvatures)
 
 
 def test_parallel_and_missing_steps_count_once_and_not_at_all():
@@ -55,7 +74,7 @@ def test_parallel_and_missing_steps_count_once_and_not_at_all():
     first, second = steps_of(2, 4, 2)
     memory = init_memory(first, 4)
     for step in (first, -2 * first, second):
-        memory = remember(memory, step, (hessian @ step[..., None])[..., 0])
+        memory = seen_by(memory, step, (hessian @ step[..., None])[..., 0])
     model = curvature_model(memory)
     assert model.is_known.sum(1).tolist() == [2, 2]
     only = curvature_model(remembered(hessian, [first, second]))
@@ -64,11 +83,14 @@ def test_parallel_and_missing_steps_count_once_and_not_at_all():
 
 def test_what_is_not_finite_is_unknown_in_its_own_lane():
     hessian = symmetric(2, 3)
-    memory = remembered(hessian, steps_of(2, 3, 2))
-    memory["changes"][0, 0] = torch.inf
+    first, second = steps_of(2, 3, 2)
+    change = (hessian @ first[..., None])[..., 0]
+    change[0, 0] = torch.inf
+    memory = seen_by(init_memory(first, 2), first, change)
+    memory = seen_by(memory, second, (hessian @ second[..., None])[..., 0])
     model = curvature_model(memory)
     assert model.is_known.sum(1).tolist() == [0, 2]
-    assert torch.isfinite(model.basis).all()
+    assert torch.isfinite(model.frame).all()
 
 
 @pytest.mark.parametrize("shift", [0.0, 4.0])

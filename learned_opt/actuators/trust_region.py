@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,22 +17,28 @@ from learned_opt.actuators.base import (
     register_actuator,
 )
 from learned_opt.errors import require
-from learned_opt.features import Feature, dot, safe_ratio
+from learned_opt.features import Feature, dot, safe_ratio, safe_sqrt
 from learned_opt.subspace import (
     CurvatureModel,
+    Products,
     TrustedStep,
+    add_step,
     curvature_model,
     init_memory,
     remember,
+    rows,
     trust_region_step,
 )
-from learned_opt.trees import Tree
+from learned_opt.trees import Tree, batched_product
+from learned_opt.workspace import in_pieces, is_long, workspace
 
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
+_MUCH = 0.05
+"""Share of a squared length that is told by subtraction."""
 
 
 @final
@@ -55,7 +61,7 @@ class TrustRegion(Actuator):
     initial step size to give; that of `init` is not used.
 
     Args:
-        memory: steps remembered, ``m``; the state holds ``2 m + 4`` numbers a parameter.
+        memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter.
 
     Raises:
         LearnedOptError: if `memory` is not positive.
@@ -143,9 +149,10 @@ class TrustRegion(Actuator):
         return {
             "memory": init_memory(params, self.memory),
             "grads": vector,
-            "step": vector,
             "square": vector,
             "momentum": vector,
+            "mean_square": scalar,
+            "norm": scalar,
             "radius": scalar,
             "first_radius": scalar,
             "predicted": scalar,
@@ -171,69 +178,96 @@ class TrustRegion(Actuator):
         g, x, loss = grads.detach(), params.detach(), loss.detach().to(grads)
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         is_first = s["steps"] == 0
-        last, old_grads = s["step"], s["grads"]
-        change = torch.where(is_first[:, None], torch.zeros_like(g), g - old_grads)
-        memory = remember(state["memory"], last, change)  # type: ignore[arg-type]
-        model = curvature_model(memory)
-
         count = s["steps"] + 1
-        adaptive, root, momentum, moments = _adam_direction(g, s, count)
-        norm, old_norm, stride, size = (v.norm(dim=1) for v in (g, old_grads, last, x))
-        slopes = (model.basis @ g[..., None])[..., 0]
-        rest = _outside(g, slopes, model.basis)
+        norm, old_norm = torch.linalg.vector_norm(g, dim=1), s["norm"]
+        mean_square = torch.lerp(s["mean_square"], norm.square() / g.shape[1], 1 - _SLOW)
+        seen, vectors = _survey(g, x, state, mean_square)
+        memory = remember(state["memory"], vectors["change"], seen.entries)  # type: ignore[arg-type]
+        model = curvature_model(memory)
+        rest = _outside(g, vectors["adaptive"], memory, model, seen)
+        stride, size = seen.entries.steps_step[:, -1].sqrt(), seen.size
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
-        decrease = torch.where(is_known, fallen, -0.5 * dot(g + old_grads, last))
+        decrease = torch.where(is_known, fallen, -0.5 * (seen.along_last + seen.old_along_last))
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
         above = loss - best_loss
         height = safe_ratio(above, above + decrease.abs())
-        height = torch.where(is_known, height, torch.zeros_like(height))
+        height = torch.where(is_known, height, 0.0)
         ratio = safe_ratio(decrease, s["predicted"]).clamp(-2, 2)
-        surprise = torch.where(
-            is_first, torch.zeros_like(norm), torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2)
-        )
+        surprise = torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2).masked_fill(is_first, 0)
         fall = torch.lerp(s["fall"], decrease, 1 - _FAST)
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
+        growth, since_start, over_least, wide, widened, strode, steep, spread, kept = _log_ratio(
+            torch.stack((
+                *(norm, norm, norm, radius, radius, stride, largest * radius),
+                (mean_square / (1 - _SLOW**count) * g.shape[1]).sqrt(),
+                seen.momentum / (1 - _FAST**count),
+            )),
+            torch.stack((
+                *(old_norm, first_norm, least_norm, size, first_radius, radius),
+                *(norm, norm, norm),
+            )),
+        )
+        turn, along, known, unknown, lowest_slope, agreement, lowest, trend = safe_ratio(
+            torch.stack((
+                seen.turn,
+                seen.along_last,
+                rest.slopes.norm(dim=1),
+                rest.norm,
+                rest.slopes[:, 0].abs(),
+                seen.along_adaptive,
+                model.curvatures.amin(1),
+                fall,
+            )),
+            torch.stack((
+                *(norm * old_norm, norm * stride, norm, norm, norm, norm * seen.adaptive),
+                *(largest, swing),
+            )),
+        )
         features = torch.stack(
             [
-                safe_ratio(dot(g, old_grads), norm * old_norm),
-                safe_ratio(dot(g, last), norm * stride),
+                turn,
+                along,
                 s["turned"],
-                _log_ratio(norm, old_norm),
-                _log_ratio(norm, first_norm) / 5,
-                _log_ratio(norm, least_norm) / 5,
+                growth,
+                since_start / 5,
+                over_least / 5,
                 ratio,
                 surprise,
-                _log_ratio(radius, size) / 5,
-                _log_ratio(radius, first_radius) / 5,
-                _log_ratio(stride, radius),
-                safe_ratio(slopes.norm(dim=1), norm),
-                (safe_ratio(rest.norm(dim=1), norm) + torch.finfo(g.dtype).tiny).log() / 5,
-                _log_ratio(largest * radius, norm) / 3,
-                safe_ratio(model.curvatures.amin(1), largest),
-                safe_ratio(slopes[:, 0].abs(), norm),
+                wide / 5,
+                widened / 5,
+                strode,
+                known,
+                (unknown + torch.finfo(g.dtype).tiny).log() / 5,
+                steep / 3,
+                lowest,
+                lowest_slope,
                 s["is_inside"],
                 s["inside_lately"],
-                safe_ratio(dot(g, adaptive), norm * adaptive.norm(dim=1)),
-                _log_ratio(root.norm(dim=1), norm),
+                agreement,
+                spread,
                 height,
-                _log_ratio(momentum.norm(dim=1), norm),
-                safe_ratio(fall, swing),
+                kept,
+                trend,
                 count.log() / 5,
-                (g != 0).sum(1).clamp_min(1).to(g).log() / 10,
+                seen.active.log() / 10,
             ],
             dim=1,
         )
         new: Tree = {
             **state,
-            **moments,
             "memory": memory,
             "grads": g,
+            "square": vectors["square"],
+            "momentum": vectors["momentum"],
+            "mean_square": mean_square,
+            "norm": norm,
             "radius": radius,
             "first_radius": first_radius,
             "loss": loss,
@@ -248,9 +282,10 @@ class TrustRegion(Actuator):
             # Only for `act`.
             "model": {
                 **model._asdict(),
-                "slopes": slopes,
-                "rest": rest,
-                "adaptive": adaptive,
+                **rest._asdict(),
+                "adaptive": vectors["adaptive"],
+                "adaptive_norm": seen.adaptive,
+                "along_adaptive": seen.along_adaptive,
                 "is_bad": is_bad,
             },
         }
@@ -260,7 +295,10 @@ class TrustRegion(Actuator):
         """See `Actuator.act`."""
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         seen: dict[str, Tensor] = state["model"]  # type: ignore[assignment]
-        last, largest = s["step"], s["curvature"]
+        memory, largest = state["memory"], s["curvature"]
+        assert isinstance(memory, dict)
+        steps, lengths = rows(memory, "steps"), memory["lengths"]
+        assert isinstance(lengths, Tensor)
         a = action.to(grads).unbind(1)
         radius = s["radius"] * (2 * a[0]).exp()
         gain = (1.5 * a[4]).exp()
@@ -268,17 +306,13 @@ class TrustRegion(Actuator):
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
         goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
         # As steep as what is known, or just so steep that a step outside fills the radius.
-        filling = safe_ratio(seen["rest"].norm(dim=1), radius.detach())
+        filling = safe_ratio(seen["norm"], radius.detach())
         tiny = torch.finfo(filling.dtype).tiny
         steep, filling = (3 * a[1]).exp() * largest, filling.clamp_min(tiny)
         probe = a[2].clamp_min(0)
         elsewhere = ((1 - probe) * steep.clamp_min(tiny).log() + probe * filling.log()).exp()
-        move, trusted = _trusted_move(
-            CurvatureModel(seen["basis"], seen["curvatures"], seen["is_known"]),
-            g=grads,
-            rest=seen["rest"],
-            slopes=seen["slopes"],
-            adaptive=seen["adaptive"],
+        weights, trusted = _trusted_weights(
+            seen,
             share=(4 * a[3] - 2).sigmoid(),
             largest=largest,
             elsewhere=elsewhere,
@@ -287,22 +321,29 @@ class TrustRegion(Actuator):
             flatness=0.5 * a[5],
         )
         # Where noise drowns what the steps say about curvature, Adam's step of the radius' length.
-        plain = -radius[:, None] * _unit(seen["adaptive"])
-        move = torch.lerp(move, plain, whole[:, None])
-        promise = -dot(grads, plain).detach().clamp_min(0)
+        plain = -radius * safe_ratio(torch.ones_like(radius), seen["adaptive_norm"])
+        promise = (-plain.detach() * seen["along_adaptive"]).clamp_min(0)
         predicted = torch.lerp(trusted.decrease, promise, whole.detach())
-        move = move + (shake * radius * grads.shape[1] ** -0.5)[:, None] * noise()
-        move = torch.lerp(move, -_BACK * last, goes_back[:, None])
-        move = torch.where(torch.isfinite(move), move, torch.zeros_like(move))
-        known = move.detach()
-        turned = safe_ratio(dot(known, last), known.norm(dim=1) * last.norm(dim=1))
+        weights = weights * (1 - whole)[:, None]
+        on_steps, on_grads, on_adaptive = weights[:, 2:], weights[:, 0], weights[:, 1]
+        stays = 1 - goes_back
+        on_adaptive = on_adaptive + plain * whole
+        on_last = on_steps[:, -1] * stays - _BACK * goes_back
+        by = [on_grads * stays, on_adaptive * stays]
+        by += [*(on_steps[:, :-1] * stays[:, None]).unbind(1), on_last]
+        vectors = [grads.detach(), seen["adaptive"], *steps]
+        # In a workspace there are no transforms, so values may be looked at.
+        if workspace() is None or bool(shake.any()):
+            by.append(shake * radius * grads.shape[1] ** -0.5 * stays)
+            vectors.append(noise())
+        move, length, along = _combined(vectors, by, last=len(steps) + 1)
         is_inside = trusted.is_inside.to(grads.dtype)
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
-            "step": known,
+            "memory": add_step(memory, move),
             "radius": radius,
             "predicted": predicted,
-            "turned": turned,
+            "turned": safe_ratio(along, length * lengths[:, -1]),
             "is_inside": is_inside,
             "inside_lately": torch.lerp(s["inside_lately"], is_inside, 0.2),
         }
@@ -334,29 +375,154 @@ def _nominal_radius(
     )
 
 
-def _adam_direction(
-    g: Tensor, s: dict[str, Tensor], count: Tensor
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Adam's direction, the root mean square and the mean behind it, and the new moments."""
-    momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
-    square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
-    root = (square / (1 - _SLOW**count)[:, None]).sqrt()
+class _Seen(NamedTuple):
+    """Products of the vectors at a point, each ``[N]`` but the first two.
+
+    Attributes:
+        entries: for the memory.
+        table: ``[N, m + 2, 2]`` of steps, gradient and Adam's direction with the last two.
+        along_last: gradient and last step.
+        old_along_last: last gradient and last step.
+        turn: gradient and last gradient.
+        along_adaptive: gradient and Adam's direction.
+        adaptive: length of that direction.
+        size: length of the parameters.
+        momentum: length of the mean of the gradients.
+        active: how many parameters have a gradient.
+    """
+
+    entries: Products
+    table: Tensor
+    along_last: Tensor
+    old_along_last: Tensor
+    turn: Tensor
+    along_adaptive: Tensor
+    adaptive: Tensor
+    size: Tensor
+    momentum: Tensor
+    active: Tensor
+
+
+def _survey(
+    g: Tensor, x: Tensor, state: Tree, mean_square: Tensor
+) -> tuple[_Seen, dict[str, Tensor]]:
+    """What takes a look at every coordinate.
+
+    Returns:
+        Products, and the new vectors by name; ``adaptive``, Adam's direction, up to its length.
+    """
+    s: dict[str, Tensor] = state  # type: ignore[assignment]
+    memory = state["memory"]
+    assert isinstance(memory, dict)
+    steps, changes = rows(memory, "steps"), rows(memory, "changes")[1:]
+    m = len(steps)
     # Relative to the coordinates that have a gradient: others must not count as small ones.
-    floor = (
-        1e-2 * root.norm(dim=1, keepdim=True) / (g != 0).sum(1, keepdim=True).clamp_min(1).sqrt()
+    active = torch.count_nonzero(g, dim=1).clamp_min(1).to(g)
+    floor = 1e-2 * (mean_square * g.shape[1] / active).sqrt()
+    floor = floor.clamp_min(torch.finfo(g.dtype).tiny)[:, None]
+
+    def work(
+        g: Tensor,
+        old: Tensor,
+        x: Tensor,
+        momentum: Tensor,
+        square: Tensor,
+        *remembered: Tensor,
+        out: tuple[Tensor | None, ...],
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        momentum = torch.lerp(momentum, g, 1 - _FAST, out=out[0])
+        square = torch.lerp(square, torch.square(g, out=out[3]), 1 - _SLOW, out=out[1])
+        change = torch.sub(g, old, out=out[2])
+        root = torch.add(torch.sqrt(square, out=out[3]), floor, out=out[3])
+        adaptive = torch.div(momentum, root, out=out[3])
+        stack = torch.stack((*remembered[:m], g, adaptive, change, old), dim=1, out=out[4])
+        table = stack @ stack[:, m - 1 : -1].mT
+        sums = [
+            table,
+            torch.linalg.vector_norm(x, dim=1).square(),
+            torch.linalg.vector_norm(momentum, dim=1).square(),
+        ]
+        if m > 1:
+            others = torch.stack(remembered[m:], dim=1, out=out[5])
+            sums.append(_times(others, remembered[m - 1]))
+        return sums, (momentum, square, change, adaptive)
+
+    inputs = (g, s["grads"], x, s["momentum"], s["square"], *steps, *changes)
+    (table, size, mean, *mixed), vectors = in_pieces(
+        work, *inputs, out=4, stacks=(m + 4, m - 1)[: 1 + (m > 1)]
     )
-    mean = momentum / (1 - _FAST**count)[:, None]
-    direction = safe_ratio(mean, root + floor)
-    return direction, root, mean, {"momentum": momentum, "square": square}
+    # Columns: last step, gradient, Adam's direction, change.
+    last, slope, direction, change = table.unbind(2)
+    entries = Products(last[:, :m], change[:, :m], mixed[0] if mixed else last[:, :0])
+    seen = _Seen(
+        entries=entries,
+        table=table[:, : m + 2, 1:3],
+        along_last=last[:, m],
+        old_along_last=last[:, -1],
+        turn=slope[:, -1],
+        along_adaptive=slope[:, m + 1],
+        adaptive=direction[:, m + 1].sqrt(),
+        size=size.sqrt(),
+        momentum=mean.sqrt(),
+        active=active,
+    )
+    return seen, dict(zip(("momentum", "square", "change", "adaptive"), vectors, strict=True))
 
 
-def _trusted_move(
-    model: CurvatureModel,
+class _Rest(NamedTuple):
+    """What lies outside of the span: the rests of the gradient and of Adam's direction.
+
+    Attributes:
+        slopes: ``[N, m]`` of the gradient along the known directions.
+        inside: ``[N, 2, m]`` what lies in the span of either, as weights of the steps.
+        products: ``[N, 2, 3]`` of the rests with both rests and with the gradient.
+        norm: ``[N]`` length of the gradient's rest.
+    """
+
+    slopes: Tensor
+    inside: Tensor
+    products: Tensor
+    norm: Tensor
+
+
+def _outside(
+    g: Tensor, adaptive: Tensor, memory: Tree, model: CurvatureModel, seen: _Seen
+) -> _Rest:
+    """Take what is known off the gradient and off Adam's direction."""
+    steps = rows(memory, "steps")
+    m = len(steps)
+    along = (model.frame @ seen.table[:, :m]).mT
+    inside = along @ model.frame
+    if is_long(g):
+        # Pythagoras saves a pass over all vectors, as long as little cancels.
+        whole = seen.table[:, m:]
+        products = whole - along @ along.mT
+        shares = products.diagonal(dim1=1, dim2=2) / whole.diagonal(dim1=1, dim2=2)
+        if bool((shares > _MUCH).all()):
+            products = torch.cat((products, products[:, :, :1]), dim=2)
+            return _Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
+
+    def work(
+        g: Tensor, adaptive: Tensor, *steps: Tensor, out: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        del out
+        rests = torch.stack((g, adaptive), dim=1) - inside @ torch.stack(steps, dim=1)
+        return [rests @ torch.cat((rests, g[:, None]), dim=1).mT], ()
+
+    (products,), _ = in_pieces(work, g, adaptive, *steps, out=0)
+    squares = products.diagonal(dim1=1, dim2=2)
+    whole = seen.table[:, m:].diagonal(dim1=1, dim2=2)
+    is_there = squares > (_ROUNDING * torch.finfo(g.dtype).eps) ** 2 * whole
+    products = torch.where(is_there[:, :, None], products, 0.0)
+    products = torch.cat(
+        (torch.where(is_there[:, None], products[:, :, :2], 0.0), products[:, :, 2:]), dim=2
+    )
+    return _Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
+
+
+def _trusted_weights(
+    seen: dict[str, Tensor],
     *,
-    g: Tensor,
-    rest: Tensor,
-    slopes: Tensor,
-    adaptive: Tensor,
     share: Tensor,
     largest: Tensor,
     elsewhere: Tensor,
@@ -364,15 +530,23 @@ def _trusted_move(
     gain: Tensor,
     flatness: Tensor,
 ) -> tuple[Tensor, TrustedStep]:
-    """The step within the radius, ``[N, P]``; decisions keep their graph, the model has none."""
+    """The step within the radius; decisions keep their graph, the model has none.
+
+    Returns:
+        Weights ``[N, 2 + m]`` of gradient, Adam's direction and steps, and the step's prospects.
+    """
     # Outside of the span: gradient and Adam's direction, less what lies in the span.
-    spread = _outside(adaptive, (model.basis @ adaptive[..., None])[..., 0], model.basis)
-    outside = _unit(_unit(rest) * (1 - share)[:, None] + _unit(spread) * share[:, None])
-    slopes = torch.cat((slopes, dot(outside, g)[:, None]), dim=1)
+    products = seen["products"]
+    lengths = torch.stack((seen["norm"], products[:, 1, 1].sqrt()), dim=1)
+    mix = safe_ratio(torch.stack((1 - share, share), dim=1), lengths)
+    square = ((mix[:, None] @ products[:, :, :2])[:, 0] * mix).sum(1).clamp_min(0)
+    mix = safe_ratio(mix, safe_sqrt(square)[:, None])
+    slope = dot(mix.detach(), products[:, :, 2])
+    slopes = torch.cat((seen["slopes"], slope[:, None]), dim=1)
     # Directions much flatter than the steepest one count as flatter still, or as less flat.
-    relative = safe_ratio(model.curvatures.abs(), largest[:, None]).clamp_min(1e-6)
-    bent = model.curvatures * relative ** flatness.detach()[:, None]
-    curvatures = torch.where(model.is_known, bent, elsewhere.detach()[:, None])
+    relative = safe_ratio(seen["curvatures"].abs(), largest[:, None]).clamp_min(1e-6)
+    bent = seen["curvatures"] * relative ** flatness.detach()[:, None]
+    curvatures = torch.where(seen["is_known"], bent, elsewhere.detach()[:, None])
     curvatures = torch.cat((curvatures, elsewhere[:, None]), dim=1)
     # Nothing is known of curvature yet: the radius alone decides.
     is_flat = largest == 0
@@ -380,26 +554,49 @@ def _trusted_move(
     trusted = trust_region_step(slopes, curvatures, radius)
     length = torch.where(trusted.is_inside, gain, radius / radius.detach())
     # An unbounded step outside of the span is inverse to the curvature that the net chose there.
-    tiny = torch.finfo(g.dtype).tiny
+    tiny = torch.finfo(slopes.dtype).tiny
     bend = elsewhere.detach() / elsewhere.clamp_min(tiny)
     bend = bend.where(trusted.is_inside & ~is_flat, torch.ones_like(bend))
-    inner = (trusted.coefficients[:, None, :-1] @ model.basis)[:, 0]
-    move = inner + (trusted.coefficients[:, -1] * bend)[:, None] * outside
-    return move * length[:, None], trusted
+    outer = (trusted.coefficients[:, -1] * bend)[:, None] * mix
+    on_steps = trusted.coefficients[:, None, :-1] @ seen["frame"] - outer[:, None] @ seen["inside"]
+    return torch.cat((outer, on_steps[:, 0]), dim=1) * length[:, None], trusted
 
 
-def _outside(vector: Tensor, coefficients: Tensor, basis: Tensor) -> Tensor:
-    """What of ``[N, P]`` lies outside of the span; nothing where only rounding is left."""
-    rest = vector - (coefficients[:, None] @ basis)[:, 0]
-    size = vector.norm(dim=1, keepdim=True)
-    is_there = rest.norm(dim=1, keepdim=True) > _ROUNDING * torch.finfo(rest.dtype).eps * size
-    return torch.where(is_there, rest, torch.zeros_like(rest))
+def _combined(
+    vectors: list[Tensor], by: list[Tensor], *, last: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add vectors up.
+
+    Returns:
+        Their sum by weights, zero where it is not finite; and, without a graph, its length and its
+        product with the vector at the place `last`.
+    """
+
+    def work(
+        *vectors: Tensor, out: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        move = torch.mul(vectors[0], by[0][:, None], out=out[0])
+        for vector, weight in zip(vectors[1:], by[1:], strict=True):
+            move = torch.addcmul(move, vector, weight[:, None], out=out[0])
+        if out[0] is None:
+            move = torch.where(torch.isfinite(move), move, 0.0)
+        known = move.detach()
+        square = torch.linalg.vector_norm(known, dim=1).square()
+        return [square, _times(known[:, None], vectors[last])[:, 0]], (move,)
+
+    (square, along), (move,) = in_pieces(work, *vectors, out=1)
+    if is_long(move) and not bool(square.isfinite().all()):
+        move = torch.where(torch.isfinite(move), move, 0.0)
+        square = torch.linalg.vector_norm(move, dim=1).square()
+        along = dot(move, vectors[last])
+    return move, square.sqrt(), along
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Rows of length one; zero rows stay."""
-    length = vectors.norm(dim=1, keepdim=True)
-    return vectors / torch.where(length > 0, length, torch.ones_like(length))
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """``[N, r, c]`` and ``[N, c]`` to ``[N, r]``; a single one without a temporary."""
+    if len(matrices) == 1:
+        return torch.mv(matrices[0], vectors[0])[None]
+    return batched_product(matrices, vectors)
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -49,7 +49,16 @@ def library_version() -> str:
         number = "0"
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    parts = ("trees.py", "features.py", "subspace.py", "actuators", "unroll.py", "tasks", "rules")
+    parts = (
+        "trees.py",
+        "features.py",
+        "subspace.py",
+        "workspace.py",
+        "actuators",
+        "unroll.py",
+        "tasks",
+        "rules",
+    )
     for part in (*parts, "bench"):
         path = root / part
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:

@@ -1,0 +1,434 @@
+"""The trust region against the straightforward way to compute it, which writes out all vectors."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from learned_opt.actuators import get_actuator
+from learned_opt.actuators.base import Step, clip_to
+from learned_opt.features import dot, safe_ratio
+from learned_opt.subspace import trust_region_step
+from learned_opt.tasks import Rotated, get_task
+from learned_opt.trees import Tree, flatten, unflatten
+from learned_opt.unroll import loss_and_grads
+from learned_opt.workspace import PIECE, Workspace
+
+_FAST, _SLOW = 0.9, 0.99
+_SHRINK, _GROW = math.log(0.35), math.log(2.5)
+_BACK = 0.75
+_PARALLEL = 1e-2
+
+
+class Model(NamedTuple):
+    basis: Tensor
+    curvatures: Tensor
+    is_known: Tensor
+
+
+def remember(memory: Tree, step: Tensor, change: Tensor) -> Tree:
+    """Unit steps and changes, copied."""
+    m: dict[str, Tensor] = memory
+    step, change = step.detach(), change.detach()
+    length = step.norm(dim=1, keepdim=True)
+    scale = torch.where(length > 0, 1 / length, torch.zeros_like(length))
+    return {
+        "steps": torch.cat((m["steps"][:, 1:], (step * scale)[:, None]), dim=1),
+        "changes": torch.cat((m["changes"][:, 1:], (change * scale)[:, None]), dim=1),
+    }
+
+
+def curvature_model(memory: Tree) -> Model:
+    """Ritz values and the Ritz vectors themselves."""
+    m: dict[str, Tensor] = memory
+    steps, changes = m["steps"], m["changes"]
+    is_there = dot(steps, steps) > 0.5
+    both = is_there[:, :, None] & is_there[:, None, :]
+    cosines = steps @ steps.mT
+    mixed = steps @ changes.mT
+    mixed = torch.where(both, (mixed + mixed.mT) / 2, torch.zeros_like(mixed))
+    # Steps so large that their change overflowed say nothing, here and in eigenvalue routines.
+    is_sound = torch.isfinite(mixed).flatten(1).all(1)
+    mixed = torch.where(is_sound[:, None, None], mixed, torch.zeros_like(mixed))
+    cosines = torch.where(both & is_sound[:, None, None], cosines, torch.zeros_like(cosines))
+    spread, frame = torch.linalg.eigh(cosines)
+    is_kept = spread > _PARALLEL * spread[:, -1:].clamp_min(_PARALLEL)
+    scale = torch.where(is_kept, spread, torch.ones_like(spread)).rsqrt() * is_kept
+    whiten = frame * scale[:, None]
+    projected = whiten.mT @ mixed @ whiten
+    values, vectors = torch.linalg.eigh(projected)
+    basis = (whiten @ vectors).mT @ steps
+    # Left-out directions are eigenvectors with the eigenvalue 0 and map to zero rows.
+    is_known = dot(basis, basis) > 0.5
+    return Model(
+        basis=basis * is_known[..., None],
+        curvatures=values * is_known,
+        is_known=is_known,
+    )
+
+
+class Straightforward:
+    """What `TrustRegion` stands for, every vector written out."""
+
+    def __init__(self, memory):
+        self.memory = memory
+        self.features = get_actuator("trust_region").features
+
+    def init(self, params, *, learning_rate):
+        del learning_rate
+        vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
+        empty = params.new_zeros(params.shape[0], self.memory, params.shape[1])
+        return {
+            "memory": {"steps": empty, "changes": empty},
+            "grads": vector,
+            "step": vector,
+            "square": vector,
+            "momentum": vector,
+            "radius": scalar,
+            "first_radius": scalar,
+            "predicted": scalar,
+            "loss": scalar,
+            "best_loss": scalar,
+            "curvature": scalar,
+            "first_norm": scalar,
+            "least_norm": scalar,
+            "surprise": scalar,
+            "fall": scalar,
+            "swing": scalar,
+            "turned": scalar,
+            "is_inside": scalar,
+            "inside_lately": scalar,
+            "steps": scalar,
+        }
+
+    def observe(self, grads, loss, params, state):
+        # What is seen has no graph, as in Andrychowicz et al. 2016; what is decided has one.
+        g, x, loss = grads.detach(), params.detach(), loss.detach().to(grads)
+        s: dict[str, Tensor] = state
+        is_first = s["steps"] == 0
+        last, old_grads = s["step"], s["grads"]
+        change = torch.where(is_first[:, None], torch.zeros_like(g), g - old_grads)
+        memory = remember(state["memory"], last, change)
+        model = curvature_model(memory)
+
+        count = s["steps"] + 1
+        adaptive, root, momentum, moments = _adam_direction(g, s, count)
+        norm, old_norm, stride, size = (v.norm(dim=1) for v in (g, old_grads, last, x))
+        slopes = (model.basis @ g[..., None])[..., 0]
+        rest = _outside(g, slopes, model.basis)
+        largest = model.curvatures.abs().amax(1)
+        largest = torch.where(largest > 0, largest, s["curvature"])
+        fallen = s["loss"] - loss
+        is_known = ~is_first & ~fallen.isnan()
+        decrease = torch.where(is_known, fallen, -0.5 * dot(g + old_grads, last))
+        best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
+        above = loss - best_loss
+        height = safe_ratio(above, above + decrease.abs())
+        height = torch.where(is_known, height, torch.zeros_like(height))
+        ratio = safe_ratio(decrease, s["predicted"]).clamp(-2, 2)
+        surprise = torch.where(
+            is_first, torch.zeros_like(norm), torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2)
+        )
+        fall = torch.lerp(s["fall"], decrease, 1 - _FAST)
+        swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
+        first_norm = torch.where(is_first, norm, s["first_norm"])
+        least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
+        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        features = torch.stack(
+            [
+                safe_ratio(dot(g, old_grads), norm * old_norm),
+                safe_ratio(dot(g, last), norm * stride),
+                s["turned"],
+                _log_ratio(norm, old_norm),
+                _log_ratio(norm, first_norm) / 5,
+                _log_ratio(norm, least_norm) / 5,
+                ratio,
+                surprise,
+                _log_ratio(radius, size) / 5,
+                _log_ratio(radius, first_radius) / 5,
+                _log_ratio(stride, radius),
+                safe_ratio(slopes.norm(dim=1), norm),
+                (safe_ratio(rest.norm(dim=1), norm) + torch.finfo(g.dtype).tiny).log() / 5,
+                _log_ratio(largest * radius, norm) / 3,
+                safe_ratio(model.curvatures.amin(1), largest),
+                safe_ratio(slopes[:, 0].abs(), norm),
+                s["is_inside"],
+                s["inside_lately"],
+                safe_ratio(dot(g, adaptive), norm * adaptive.norm(dim=1)),
+                _log_ratio(root.norm(dim=1), norm),
+                height,
+                _log_ratio(momentum.norm(dim=1), norm),
+                safe_ratio(fall, swing),
+                count.log() / 5,
+                (g != 0).sum(1).clamp_min(1).to(g).log() / 10,
+            ],
+            dim=1,
+        )
+        new: Tree = {
+            **state,
+            **moments,
+            "memory": memory,
+            "grads": g,
+            "radius": radius,
+            "first_radius": first_radius,
+            "loss": loss,
+            "best_loss": best_loss,
+            "curvature": largest,
+            "first_norm": first_norm,
+            "least_norm": least_norm,
+            "surprise": surprise,
+            "fall": fall,
+            "swing": swing,
+            "steps": count,
+            # Only for `act`.
+            "model": {
+                **model._asdict(),
+                "slopes": slopes,
+                "rest": rest,
+                "adaptive": adaptive,
+                "is_bad": is_bad,
+            },
+        }
+        return clip_to(features, self.features), new
+
+    def act(self, action, grads, params, state, noise):
+        s: dict[str, Tensor] = state
+        seen: dict[str, Tensor] = state["model"]
+        last, largest = s["step"], s["curvature"]
+        a = action.to(grads).unbind(1)
+        radius = s["radius"] * (2 * a[0]).exp()
+        gain = (1.5 * a[4]).exp()
+        whole = a[6].clamp_min(0)
+        shake = (7 * a[7] - 8).exp() * (a[7] > -1)
+        goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
+        # As steep as what is known, or just so steep that a step outside fills the radius.
+        filling = safe_ratio(seen["rest"].norm(dim=1), radius.detach())
+        tiny = torch.finfo(filling.dtype).tiny
+        steep, filling = (3 * a[1]).exp() * largest, filling.clamp_min(tiny)
+        probe = a[2].clamp_min(0)
+        elsewhere = ((1 - probe) * steep.clamp_min(tiny).log() + probe * filling.log()).exp()
+        move, trusted = _trusted_move(
+            Model(seen["basis"], seen["curvatures"], seen["is_known"]),
+            g=grads,
+            rest=seen["rest"],
+            slopes=seen["slopes"],
+            adaptive=seen["adaptive"],
+            share=(4 * a[3] - 2).sigmoid(),
+            largest=largest,
+            elsewhere=elsewhere,
+            radius=radius,
+            gain=gain,
+            flatness=0.5 * a[5],
+        )
+        # Where noise drowns what the steps say about curvature, Adam's step of the radius' length.
+        plain = -radius[:, None] * _unit(seen["adaptive"])
+        move = torch.lerp(move, plain, whole[:, None])
+        promise = -dot(grads, plain).detach().clamp_min(0)
+        predicted = torch.lerp(trusted.decrease, promise, whole.detach())
+        move = move + (shake * radius * grads.shape[1] ** -0.5)[:, None] * noise()
+        move = torch.lerp(move, -_BACK * last, goes_back[:, None])
+        move = torch.where(torch.isfinite(move), move, torch.zeros_like(move))
+        known = move.detach()
+        turned = safe_ratio(dot(known, last), known.norm(dim=1) * last.norm(dim=1))
+        is_inside = trusted.is_inside.to(grads.dtype)
+        new: Tree = {
+            **{name: leaf for name, leaf in state.items() if name != "model"},
+            "step": known,
+            "radius": radius,
+            "predicted": predicted,
+            "turned": turned,
+            "is_inside": is_inside,
+            "inside_lately": torch.lerp(s["inside_lately"], is_inside, 0.2),
+        }
+        return Step(updates=move, state=new)
+
+
+def _nominal_radius(
+    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, size: Tensor, is_first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The radius by the book, the first one, and whether the last step went uphill."""
+    old = s["radius"]
+    is_poor = ratio < 0.25
+    is_cut = stride > 0.8 * old
+    factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
+    held = torch.where(is_poor & (stride > 0), torch.minimum(old, stride), old)
+    first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
+    radius = torch.where(is_first, first, held * factor.to(old).exp())
+    return (
+        radius,
+        torch.where(is_first, first, s["first_radius"]),
+        (~is_first & (ratio < 0)).to(old),
+    )
+
+
+def _adam_direction(
+    g: Tensor, s: dict[str, Tensor], count: Tensor
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Adam's direction, the root mean square and the mean behind it, and the new moments."""
+    momentum = torch.lerp(s["momentum"], g, 1 - _FAST)
+    square = torch.lerp(s["square"], g.square(), 1 - _SLOW)
+    root = (square / (1 - _SLOW**count)[:, None]).sqrt()
+    active = (g != 0).sum(1, keepdim=True).clamp_min(1).to(g)
+    floor = 1e-2 * root.norm(dim=1, keepdim=True) / active.sqrt()
+    mean = momentum / (1 - _FAST**count)[:, None]
+    direction = safe_ratio(mean, root + floor)
+    return direction, root, mean, {"momentum": momentum, "square": square}
+
+
+def _trusted_move(
+    model: Model,
+    *,
+    g: Tensor,
+    rest: Tensor,
+    slopes: Tensor,
+    adaptive: Tensor,
+    share: Tensor,
+    largest: Tensor,
+    elsewhere: Tensor,
+    radius: Tensor,
+    gain: Tensor,
+    flatness: Tensor,
+) -> tuple[Tensor, object]:
+    """The step within the radius, ``[N, P]``; decisions keep their graph, the model has none."""
+    # Outside of the span: gradient and Adam's direction, less what lies in the span.
+    spread = _outside(adaptive, (model.basis @ adaptive[..., None])[..., 0], model.basis)
+    outside = _unit(_unit(rest) * (1 - share)[:, None] + _unit(spread) * share[:, None])
+    slopes = torch.cat((slopes, dot(outside, g)[:, None]), dim=1)
+    # Directions much flatter than the steepest one count as flatter still, or as less flat.
+    relative = safe_ratio(model.curvatures.abs(), largest[:, None]).clamp_min(1e-6)
+    bent = model.curvatures * relative ** flatness.detach()[:, None]
+    curvatures = torch.where(model.is_known, bent, elsewhere.detach()[:, None])
+    curvatures = torch.cat((curvatures, elsewhere[:, None]), dim=1)
+    # Nothing is known of curvature yet: the radius alone decides.
+    is_flat = largest == 0
+    curvatures = curvatures.masked_fill(is_flat[:, None], 0)
+    trusted = trust_region_step(slopes, curvatures, radius)
+    length = torch.where(trusted.is_inside, gain, radius / radius.detach())
+    # An unbounded step outside of the span is inverse to the curvature that the net chose there.
+    tiny = torch.finfo(g.dtype).tiny
+    bend = elsewhere.detach() / elsewhere.clamp_min(tiny)
+    bend = bend.where(trusted.is_inside & ~is_flat, torch.ones_like(bend))
+    inner = (trusted.coefficients[:, None, :-1] @ model.basis)[:, 0]
+    move = inner + (trusted.coefficients[:, -1] * bend)[:, None] * outside
+    return move * length[:, None], trusted
+
+
+def _outside(vector: Tensor, coefficients: Tensor, basis: Tensor) -> Tensor:
+    """What of ``[N, P]`` lies outside of the span; nothing where only rounding is left."""
+    rest = vector - (coefficients[:, None] @ basis)[:, 0]
+    size = vector.norm(dim=1, keepdim=True)
+    is_there = rest.norm(dim=1, keepdim=True) > 100 * torch.finfo(rest.dtype).eps * size
+    return torch.where(is_there, rest, torch.zeros_like(rest))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Rows of length one; zero rows stay."""
+    length = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(length > 0, length, torch.ones_like(length))
+
+
+def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Logarithm of a ratio of sizes; 0 where either is zero."""
+    is_known = (above > 0) & (below > 0)
+    one = torch.ones_like(above)
+    return torch.where(is_known, above, one).log() - torch.where(is_known, below, one).log()
+
+
+def decisions(n, rng, dtype):
+    action = 1.4 * torch.rand(n, 9, generator=rng, dtype=dtype) - 0.7
+    action[::2, 7] = -1  # no noise
+    return action
+
+
+def adopt(new, old, moved):
+    """The state `new`, gone on from the move and the scalars of the other computation."""
+    memory = new["memory"]
+    steps = {**memory["steps"], max(memory["steps"]): moved}
+    shared = ("radius", "predicted", "turned", "is_inside", "inside_lately")
+    return {**new, "memory": {**memory, "steps": steps}, **{k: old[k] for k in shared}}
+
+
+TASKS = {
+    "saddle": lambda: get_task("strict_saddle", dim=10),
+    "rotated saddle": lambda: Rotated(get_task("strict_saddle", dim=100)),
+    "quadratic": lambda: get_task("random_quadratic"),
+    "ripples": lambda: get_task("rippled_quadratic", dim=40),
+}
+
+
+@pytest.mark.parametrize("memory", [1, 4])
+@pytest.mark.parametrize(
+    ("dtype", "tight", "loose"),
+    [
+        (torch.float64, 1e-12, 1e-8),
+        (torch.float32, 1e-4, 5e-2),
+    ],
+)
+@pytest.mark.parametrize("name", TASKS)
+def test_it_agrees_with_the_straightforward_way_along_trajectories(
+    name, dtype, tight, loose, memory
+):
+    task, n = TASKS[name](), 16
+    problems = task.sample(n, seed=0, dtype=dtype)
+    fast, slow = get_actuator("trust_region", memory=memory), Straightforward(memory)
+    x = flatten(problems.params)
+    rate = x.new_ones(n)
+    left, right = fast.init(x, learning_rate=rate), slow.init(x, learning_rate=rate)
+    rng = torch.Generator().manual_seed(0)
+    seen, moved = [], []
+    for t in range(30):
+        loss, grads = loss_and_grads(
+            task, unflatten(x, problems.params), problems, task.batch(problems, rng)
+        )
+        g, action = flatten(grads), decisions(n, rng, dtype)
+        loss = loss * torch.nan if t % 7 == 3 else loss
+        drawn = torch.randn(x.shape, generator=rng, dtype=dtype)
+        features, left = fast.observe(g, loss, x, left)
+        expected, right = slow.observe(g, loss, x, right)
+        step = fast.act(action, g, x, left, lambda z=drawn: z)
+        wanted = slow.act(action, g, x, right, lambda z=drawn: z)
+        seen.append((features - expected).abs())
+        error = (step.updates - wanted.updates).norm(dim=1)
+        moved.append(error / wanted.updates.norm(dim=1))
+        right = wanted.state
+        left = adopt(step.state, right, wanted.updates)
+        x = x + wanted.updates
+    # Near-ties between curvatures turn rounding into more, in few places.
+    for errors in (torch.stack(seen), torch.stack(moved)):
+        assert errors.flatten().quantile(0.9) < tight
+        assert errors.max() < loose
+
+
+@pytest.mark.parametrize("curvature", [1.0, 0.0])
+def test_long_vectors_in_pieces_agree_with_all_at_once(curvature):
+    size = 2 * PIECE + 77
+    rng = torch.Generator().manual_seed(0)
+    actuator, space = get_actuator("trust_region"), Workspace()
+    x = torch.randn(1, size, generator=rng)
+    states = [actuator.init(x, learning_rate=torch.ones(1)) for _ in range(2)]
+    bends = torch.linspace(-0.1, 1, size)
+    for _ in range(12):
+        # Without noise in it the gradient comes to lie in the span of the steps.
+        g = (
+            bends * x * curvature
+            + torch.randn(1, size, generator=rng) * curvature
+            + (1 - curvature)
+        )
+        action = decisions(1, rng, torch.float32)
+        drawn = torch.randn(1, size, generator=rng)
+        whole, states[0] = actuator.observe(g, torch.full((1,), torch.nan), x, states[0])
+        step = actuator.act(action, g, x, states[0], lambda z=drawn: z)
+        with torch.no_grad(), space.use():
+            pieces, states[1] = actuator.observe(g, torch.full((1,), torch.nan), x, states[1])
+            other = actuator.act(action, g, x, states[1], lambda z=drawn: z)
+        if curvature:
+            assert_close(pieces, whole, rtol=1e-3, atol=1e-3)
+            assert_close(
+                other.updates, step.updates, rtol=0, atol=1e-3 * step.updates.abs().max().item()
+            )
+        assert torch.isfinite(other.updates).all()
+        states = [step.state, adopt(other.state, step.state, step.updates)]
+        x = x + step.updates
