@@ -83,7 +83,8 @@ def test_units_do_not_matter(name, task):
     check()
 
 
-@pytest.mark.parametrize("name", list_actuators())
+# A trust region finds its first radius itself: it has no learning rate that could have a unit.
+@pytest.mark.parametrize("name", [name for name in list_actuators() if name != "trust_region"])
 def test_the_check_sees_units(name):
     """A learning rate that did not scale along would be noticed."""
     actuator = get_actuator(name)
