@@ -36,7 +36,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     A parameter whose gradient is None does not move, and what the rule keeps of it alone (a
     momentum) is left as it was. To rules that do not keep tensors apart (the recurrent ones) it
-    looks like a zero gradient. A group without any gradient is skipped altogether.
+    looks like a zero gradient. A group without any gradient is skipped altogether. What
+    ``state_dict()`` hands out is never written into; tensors taken from ``state`` may be.
 
     Learned rules act under guard (`Guarded`): where one makes less progress than Adam's steps
     promise, diverges or returns NaN, its last steps are undone and Adam takes over, with a message
@@ -45,7 +46,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ``step(closure)`` or ``step(loss=loss)``; without one it estimates changes from gradients. It
     costs a step of Adam and a few passes over the parameters, and six copies of them (Adam's
     moments twice, and two points). Without guard, and for hand-made rules, gradients that are NaN
-    are not looked for, as in ``torch.optim``.
+    are not looked for, as in ``torch.optim``; rules that leave out steps that are not finite (the
+    controller) then stand still.
 
     Args:
         params: parameters, named parameters, or groups of either, as for any torch optimizer.

@@ -1,4 +1,4 @@
-"""How far to go, how curved the unknown is, how much of Adam: a trust region with six controls."""
+"""How far to go, how curved the unknown is, how much of Adam: a trust region with nine controls."""
 
 from __future__ import annotations
 

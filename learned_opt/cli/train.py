@@ -32,8 +32,8 @@ class Train:
     ] = "lstm"
     """Architecture."""
     preset: Literal["zoo"] | None = None
-    """Train as the bundled weights of that architecture were; only the output folder, the seed and
-    how often to save are yours then."""
+    """Train as weights for the zoo are (lstm, controller, rnnprop, small_fc_lopt): only the output
+    folder, the seed and how often to save are yours then."""
     tasks: tuple[str, ...] = ("random_quadratic",)
     """Tasks to train on, by name; each episode draws one."""
     out: Path = Path("runs/train")

@@ -160,6 +160,10 @@ class TrainConfig:
             "coordinate_share below 1 needs the estimator 'truncated_backpropagation', "
             f"got '{self.estimator}'",
         )
+        require(
+            self.estimator != "ppo" or self.device == "cpu",
+            f"device must be cpu for the estimator 'ppo', got '{self.device}'",
+        )
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
 

@@ -156,9 +156,19 @@ class ProximalPolicy(MetaGradient[PPOState]):
         for name in ("num_lanes", "rollout_steps", "epochs", "minibatches", "pool_size"):
             require(getattr(self, name) >= 1, f"{name} must be positive, got {getattr(self, name)}")
         require(0 < self.epsilon < 1, f"epsilon must lie in (0, 1), got {self.epsilon}")
+        require(len(self.tasks) >= 1, "tasks must hold at least one task, got none")
+        weights = self.task_weights
+        require(
+            weights is None or (len(weights) == len(self.tasks) and min(weights) > 0),
+            f"task_weights must be positive, one for each of {len(self.tasks)} tasks, "
+            f"got {weights}",
+        )
+        require(min(self.exploration) > 0, f"exploration must be positive, got {self.exploration}")
+        require(0 <= self.gae_lambda <= 1, f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
+        require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require(
             self.num_lanes >= self.minibatches * len(self.tasks),
-            f"num_lanes must be at least minibatches times tasks, "
+            "the number of problems that move together must be at least minibatches times tasks, "
             f"{self.minibatches * len(self.tasks)}, got {self.num_lanes}",
         )
 
@@ -248,8 +258,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
         """``[N]`` the task of each lane, mixtures first."""
         first, kinds = 0, []
         for arena, standing in zip(state.arenas, state.standings, strict=True):
-            kinds.append(first + arena.kinds(standing))
-            first += len(arena.task.tasks) if isinstance(arena.task, Mixture) else 1
+            # A mixture may also be a task that was asked for, and then it is one kind.
+            is_own = isinstance(arena.task, Mixture) and arena.task not in self.tasks
+            own = arena.kinds(standing) if is_own else torch.zeros_like(standing["index"])
+            kinds.append(first + own)
+            first += len(arena.task.tasks) if is_own else 1  # type: ignore[attr-defined]
         return torch.cat(kinds)
 
     def _seen_by_critic(self, state: PPOState) -> Tensor:

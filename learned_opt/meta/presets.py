@@ -1,4 +1,4 @@
-"""How the bundled weights were made: a rule, a mixture of tasks and settings, by name.
+"""How weights for the zoo are made: a rule, a mixture of tasks and settings, by name.
 
 Whole families stay unseen in every preset (octopus, deep linear networks of depth 3 and more, phase
 retrieval, soft committee machine), so that the benchmark shows what carries over.
@@ -210,11 +210,11 @@ PRESETS: dict[str, Preset] = {
         keeps_last=True,
     ),
 }
-"""Presets by the name of the weights that they make."""
+"""Presets by the rule that they train; what "lstm" and "controller" made is bundled."""
 
 
 def get_preset(name: str) -> Preset:
-    """The preset that makes the bundled weights called `name`.
+    """The preset that trains the rule called `name`.
 
     Raises:
         LearnedOptError: if there is none; the nearest name is suggested.

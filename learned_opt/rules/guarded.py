@@ -26,7 +26,8 @@ class Guarded(Rule):
     The rule acts. Beside it the fallback is run on the same gradients, and promises, to first
     order, a fall of the loss: ``p = -<gradient, fallback's update>``. The run is cut into windows,
     of `window` steps and later of a tenth of the rule's tenure. A window is *kept* if the loss fell
-    by `demand` of the promises made in it, less `tolerance` standard errors of its own noise.
+    by `demand` of the promises made in it, less `tolerance` standard errors of its own noise and a
+    millionth of the fall since the highest loss, for at a minimum promises cannot be kept.
     Otherwise it is *undone*: parameters and fallback return to where it began, and the fallback
     acts. It is undone at once where a loss, gradient or update is not finite, or where the loss,
     more than `window` steps into it, rises thrice as far as in any window before.
@@ -51,13 +52,13 @@ class Guarded(Rule):
        ``18 (1 + T / 384)`` gradients more than the ``T`` of the fallback alone (18 for
        ``T < 384``): less than 10 % from T = 181 on. No guard whose first steps are the rule's can
        promise as much for short runs.
-    4. *Progress.* As long as all windows are kept, and with ``tolerance=0``, the means that
-       progress is measured between telescope, so the loss fell by at least `demand` times all
-       promises. Gradient descent of step ``h`` as fallback promises ``h |gradient|^2``, hence
-       ``sum |gradient|^2 <= (f(x_0) - inf f) / (demand h)``: the inequality from which the rate of
-       gradient descent itself on smooth nonconvex functions follows (Nesterov 2004, section 1.2.3,
-       where the factor is 2 / h). Once the fallback has acted, its promises count only in so far as
-       it kept them itself.
+    4. *Progress.* As long as all windows are kept, with ``tolerance=0`` and but for that millionth,
+       the means that progress is measured between telescope, so the loss fell by at least `demand`
+       times all promises. Gradient descent of step ``h`` as fallback promises ``h |gradient|^2``,
+       hence ``sum |gradient|^2 <= (f(x_0) - inf f) / (demand h)``: the inequality from which the
+       rate of gradient descent itself on smooth nonconvex functions follows (Nesterov 2004, section
+       1.2.3, where the factor is 2 / h). Once the fallback has acted, its promises count only in so
+       far as it kept them itself.
 
     What does not hold: an excursion is undone, not prevented; a rule that keeps windows leads to
     other places than the fallback, which in nonconvex problems may be worse ones; and with noise

@@ -36,6 +36,10 @@ _MAX_RETURNS = 16
 _ALARM = 3.0
 """A loss that rises this many times as far over the level as in any window before ends this one."""
 
+_NEGLIGIBLE = 1e-6
+"""Share of the fall so far that is not worth a change of hands: at a minimum no rule can keep what
+the fallback's steps promise to first order."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,7 @@ def supervise(book: Book, sight: Sight, terms: Terms) -> tuple[Book, Ruling]:
     # Second differences of a trend vanish; those of white noise have six times its variance.
     variance = book["bends"] / (6 * (book["length"] - 1))
     slack = terms.tolerance * (variance * (book["spread"] + 1 / half)).sqrt() + rounding
+    slack = slack + _NEGLIGIBLE * (book["highest"] - book["level"]).clamp_min(0)
     promised = book["promised"].clamp_min(0)
     # Whoever is in charge has the benefit of the doubt.
     need = terms.demand * book["honesty"] * promised

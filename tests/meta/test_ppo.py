@@ -282,6 +282,15 @@ def test_it_learns_to_hurry():
     assert all(map(math.isfinite, paces))
 
 
+def test_a_mixture_may_be_one_of_the_tasks():
+    mixture = Mixture.of(tasks()[::2], [1.0, 1.0])
+    for given in ([mixture], [mixture, tasks()[1]]):
+        estimate = configured_estimator(CONFIG, given).estimate(
+            controller(), None, progress=0.0, rng=rng()
+        )
+        assert torch.isfinite(estimate.meta_loss)
+
+
 def test_rules_without_decisions_and_bad_settings_are_refused():
     estimator = configured_estimator(CONFIG, tasks())
     with pytest.raises(LearnedOptError, match=r"needs a rule that decides .*, got 'lstm'"):
@@ -289,9 +298,17 @@ def test_rules_without_decisions_and_bad_settings_are_refused():
     per_tensor = get_rule("controller", scope="tensor")
     with pytest.raises(LearnedOptError, match="once for all parameters"):
         estimator.estimate(per_tensor, None, progress=0.0, rng=rng())
-    with pytest.raises(LearnedOptError, match=r"num_lanes must be at least .*, 6, got 4"):
+    with pytest.raises(LearnedOptError, match=r"move together must be at least .*, 6, got 4"):
         configured_estimator(replace(CONFIG, num_problems=4), tasks())
     with pytest.raises(LearnedOptError, match="exploration must be two positive numbers"):
         replace(CONFIG, exploration=(0.1, 0.0))
+    with pytest.raises(LearnedOptError, match="device must be cpu"):
+        replace(CONFIG, device="cuda")
+    for weights in ((1.0,), (0.0, 1.0, 1.0), (1.0,) * 4):
+        with pytest.raises(LearnedOptError, match="task_weights must be positive, one for each"):
+            configured_estimator(replace(CONFIG, task_weights=weights), tasks())
+    for name, value in (("clip_range", 0.0), ("gae_lambda", 2.0), ("exploration", (0.0, 1.0))):
+        with pytest.raises(LearnedOptError, match=name):
+            replace(estimator, **{name: value})
     with pytest.raises(LearnedOptError, match="epsilon must lie in"):
         configured_estimator(replace(CONFIG, epsilon=2.0), tasks())

@@ -185,6 +185,27 @@ def test_while_the_fallback_acts_the_rule_costs_nothing(needs_rng):
     assert not any(charge[18:40])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rule_that_has_arrived_keeps_its_charge(dtype):
+    """At a minimum Adam goes on promising what nobody can keep."""
+    rng = torch.Generator().manual_seed(0)
+    b = torch.randn(20, 20, generator=rng).to(dtype)
+    hessian = b @ b.T / 20 + torch.eye(20, dtype=dtype)
+    x = torch.randn(1, 20, generator=rng).to(dtype)
+    rule = Guarded(load_rule("controller"), "adam")
+    state, charge, losses = rule.init({"x": x}), [], []
+    for _ in range(200):
+        g = x @ hessian
+        loss = (g * x).sum(1) / 2
+        with torch.no_grad():
+            updates, state = rule({"x": g}, state, {"x": x}, loss=loss, rng=rng)
+        x = x + updates["x"]
+        charge.append(is_rule(state))
+        losses.append(loss.item())
+    assert all(map(bool, charge))
+    assert max(losses[100:]) < 1e-10 * losses[0]
+
+
 def test_problems_are_judged_one_by_one():
     def move(g, x, t):
         return torch.where(torch.arange(len(g)).reshape(-1, 1) == 1, 0.01 * g, -0.1 * g)
