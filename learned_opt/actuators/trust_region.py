@@ -417,7 +417,9 @@ def _survey(
     steps, changes = rows(memory, "steps"), rows(memory, "changes")[1:]
     m = len(steps)
     # Relative to the coordinates that have a gradient: others must not count as small ones.
-    active = torch.count_nonzero(g, dim=1).clamp_min(1).to(g)
+    # Counting all of one long vector takes a tenth of the time of counting along an axis.
+    active = torch.count_nonzero(g)[None] if is_long(g) else (g != 0).sum(1)
+    active = active.clamp_min(1).to(g)
     floor = 1e-2 * (mean_square * g.shape[1] / active).sqrt()
     floor = floor.clamp_min(torch.finfo(g.dtype).tiny)[:, None]
 
