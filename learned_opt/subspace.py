@@ -103,30 +103,13 @@ def add_step(memory: Tree, step: Tensor) -> Tree:
     return {**memory, "steps": _numbered([*rows(memory, "steps")[1:], step.detach()])}
 
 
-def products(memory: Tree, change: Tensor) -> Products:
-    """What `remember` needs, one product after the other.
-
-    Args:
-        memory: what `add_step` returned.
-        change: ``[N, P]`` gradient after the newest step minus gradient before.
-    """
-    steps = rows(memory, "steps")
-    return Products(
-        torch.stack([dot(step, steps[-1]) for step in steps], dim=1),
-        torch.stack([dot(step, change) for step in steps], dim=1),
-        torch.stack([dot(old, steps[-1]) for old in (*rows(memory, "changes")[1:], change)], 1)[
-            :, :-1
-        ],
-    )
-
-
 def remember(memory: Tree, change: Tensor, entries: Products) -> Tree:
     """Take note of what the newest step did; one of length zero is forgotten at once.
 
     Args:
         memory: what `add_step` returned.
         change: ``[N, P]`` gradient after the newest step minus gradient before.
-        entries: see `products`.
+        entries: products of steps and changes, see `Products`.
 
     Returns:
         The new memory, without a graph.

@@ -5,11 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
+from learned_opt.features import dot
 from learned_opt.subspace import (
+    Products,
     add_step,
     curvature_model,
     init_memory,
-    products,
     remember,
     rows,
     trust_region_step,
@@ -22,6 +23,17 @@ def symmetric(n, dim, seed=0):
     rng = torch.Generator().manual_seed(seed)
     a = torch.randn(n, dim, dim, generator=rng, dtype=F64)
     return a + a.mT
+
+
+def products(memory, change):
+    """What `remember` needs, one product after the other."""
+    steps = rows(memory, "steps")
+    olds = (*rows(memory, "changes")[1:], change)
+    return Products(
+        torch.stack([dot(step, steps[-1]) for step in steps], dim=1),
+        torch.stack([dot(step, change) for step in steps], dim=1),
+        torch.stack([dot(old, steps[-1]) for old in olds], dim=1)[:, :-1],
+    )
 
 
 def seen_by(memory, step, change):

@@ -52,15 +52,13 @@ class Outcome:
         cost: see `step_cost`.
         waited: share of the targets that were waited for.
         reached: share of the targets that were reached.
-        ended: whether the episode ended by itself.
-        cut: whether it ended at its horizon.
+        over: whether the episode ended, by itself or at its horizon.
     """
 
     cost: Tensor
     waited: Tensor
     reached: Tensor
-    ended: Tensor
-    cut: Tensor
+    over: Tensor
 
 
 @final
@@ -160,8 +158,8 @@ class Arena:
         waited = unreached(best, epsilon=self.epsilon)
         reached = unreached(s["best"], epsilon=self.epsilon) - waited
         solved_for = s["solved_for"] + (best <= self.epsilon)
-        ended = has_diverged | (solved_for > s["patience"])
-        cut = (time >= s["horizon"]) & ~ended
+        # Nothing is expected beyond a horizon: the horizons drawn weigh early steps more.
+        over = has_diverged | (solved_for > s["patience"]) | (time >= s["horizon"])
         tree: Tree = {
             **s.tree,
             "point": point,
@@ -172,9 +170,9 @@ class Arena:
             "solved_for": solved_for,
             "observation": observation,
             "actuator": actuator,
-            "over": s["over"] | ended | cut,
+            "over": s["over"] | over,
         }
-        outcome = Outcome(cost=cost, waited=waited, reached=reached, ended=ended, cut=cut)
+        outcome = Outcome(cost=cost, waited=waited, reached=reached, over=over)
         return replace(standing, tree=tree), outcome
 
     def privileged(self, standing: Standing) -> Tensor:

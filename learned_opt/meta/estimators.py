@@ -60,6 +60,16 @@ class MetaGradient(ABC, Generic[State]):
             Meta-loss, gradient and new state.
         """
 
+    def check(self, rule: Rule) -> None:
+        """See whether `rule` can be trained this way, before anything is written.
+
+        Args:
+            rule: the rule.
+
+        Raises:
+            LearnedOptError: if it cannot.
+        """
+
     @abstractmethod
     def pack(self, state: State) -> dict[str, Any]:
         """`state` as plain containers of tensors, numbers and strings, for a checkpoint."""

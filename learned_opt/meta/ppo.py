@@ -202,6 +202,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
             metrics={**state.metrics, "kl_divergence": change},
         )
 
+    def check(self, rule: Rule) -> None:
+        """See `MetaGradient.check`."""
+        _steerable(rule)
+
     def _begin(self, policy: PolicyRule, progress: float, rng: torch.Generator) -> PPOState:
         pool_seed = int(torch.randint(2**62, (), generator=rng))
         arenas = self._arenas(policy.actuator, pool_seed)
@@ -308,7 +312,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         seen_before = torch.stack(before)
         expected = state.critic(seen_before)
         costs = torch.stack([outcome.cost for outcome in outcomes]).float()
-        over = torch.stack([outcome.ended | outcome.cut for outcome in outcomes])
+        over = torch.stack([outcome.over for outcome in outcomes])
         advantages = _advantages(
             costs,
             expected,

@@ -96,12 +96,14 @@ def meta_train(
     require(
         len(trainable(rule)) > 0, f"rule '{rule.name}' has no parameters that require gradients"
     )
+    estimator = estimator or configured_estimator(config, tasks)
+    estimator.check(rule)
     run = _Run(
         rule,
         tasks,
         config=config,
         out=Path(out),
-        estimator=estimator or configured_estimator(config, tasks),
+        estimator=estimator,
         tracker=tracker or NullTracker(),
         resume=resume,
     )

@@ -132,7 +132,7 @@ def test_an_arena_plays_what_the_inner_loop_runs():
             standing, outcome = arena.step(standing, action, torch.ones(6), noise)
             gaps.append(standing["gap"])
         run = unroll(task, rule, problems.select(index), num_steps=12, rng=rng(2))
-    assert bool(outcome.cut.all()) and bool(standing["over"].all())
+    assert bool(outcome.over.all()) and bool(standing["over"].all())
     facts = problems.select(index).facts
     want = (run.losses - facts.minimum[:, None]) / (facts.reference - facts.minimum)[:, None]
     seen = torch.arange(6) % 5 != 0  # the others never see their loss
@@ -291,10 +291,14 @@ def test_a_mixture_may_be_one_of_the_tasks():
         assert torch.isfinite(estimate.meta_loss)
 
 
-def test_rules_without_decisions_and_bad_settings_are_refused():
+def test_rules_without_decisions_and_bad_settings_are_refused(tmp_path):
     estimator = configured_estimator(CONFIG, tasks())
     with pytest.raises(LearnedOptError, match=r"needs a rule that decides .*, got 'lstm'"):
         estimator.estimate(get_rule("lstm"), None, progress=0.0, rng=rng())
+    # And before a folder is made.
+    with pytest.raises(LearnedOptError, match=r"needs a rule that decides"):
+        meta_train(get_rule("lstm"), tasks(), config=CONFIG, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     per_tensor = get_rule("controller", scope="tensor")
     with pytest.raises(LearnedOptError, match="once for all parameters"):
         estimator.estimate(per_tensor, None, progress=0.0, rng=rng())
