@@ -22,6 +22,12 @@ Group: TypeAlias = dict[str, Any]
 _RULE_STATE = "rule_state"
 _GENERATOR_STATE = "generator_state"
 
+_TERMS: Any = {"demand": 0.1, "window": 32}
+"""Milder than the guard's defaults, which are for gradients without noise. On networks with
+minibatches Adam, at its own defaults, keeps 7 to 35 % of its promises in the last fifth of training
+(`experiments/promises.py`): the part of a step that follows the noise of the gradient it is judged
+by is promised and never comes. Losses wander for tens of steps, so windows are longer."""
+
 
 @final
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -39,15 +45,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
     looks like a zero gradient. A group without any gradient is skipped altogether. What
     ``state_dict()`` hands out is never written into; tensors taken from ``state`` may be.
 
-    Learned rules act under guard (`Guarded`): where one makes less progress than Adam's steps
-    promise, diverges or returns NaN, its last steps are undone and Adam takes over, with a message
-    of the logger ``learned_opt.rules.guarded``; and no parameter becomes infinite or NaN. A rule
-    that does well is left alone, to the last bit. The guard judges by the loss, so give it:
-    ``step(closure)`` or ``step(loss=loss)``; without one it estimates changes from gradients. It
-    costs a step of Adam and a few passes over the parameters, and six copies of them (Adam's
-    moments twice, and two points). Without guard, and for hand-made rules, gradients that are NaN
-    are not looked for, as in ``torch.optim``; rules that leave out steps that are not finite (the
-    controller) then stand still.
+    Learned rules act under guard (`Guarded`): where one makes less than a tenth of the progress
+    that Adam's steps promise, diverges or returns NaN, its last steps are undone and Adam takes
+    over, with a message of the logger ``learned_opt.rules.guarded``; and no parameter becomes
+    infinite or NaN. A rule that does well is left alone, to the last bit. The guard judges by the
+    loss, so give it: ``step(closure)`` or ``step(loss=loss)``; without one it estimates changes
+    from gradients. It costs a step of Adam and a few passes over the parameters, and six copies of
+    them (Adam's moments twice, and two points). Without guard, and for hand-made rules, gradients
+    that are NaN are not looked for, as in ``torch.optim``; rules that leave out steps that are not
+    finite (the controller) then stand still.
 
     Args:
         params: parameters, named parameters, or groups of either, as for any torch optimizer.
@@ -80,7 +86,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        rule: str | Path | Rule = "lstm",
+        rule: str | Path | Rule = "controller",
         *,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
@@ -90,10 +96,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = copy.deepcopy(rule) if isinstance(rule, Rule) else resolve_rule(rule)
         mover = rule
         if guard is True and not isinstance(rule, HandMade | Guarded):
-            mover = Guarded(rule, "adam")
+            mover = Guarded(rule, "adam", **_TERMS)
         elif not isinstance(guard, bool):
             fallback = copy.deepcopy(guard) if isinstance(guard, Rule) else resolve_rule(guard)
-            mover = Guarded(rule, fallback)
+            mover = Guarded(rule, fallback, **_TERMS)
         self._mover = mover.requires_grad_(requires_grad=False).eval()
         self.rule = rule
         self.seed = seed

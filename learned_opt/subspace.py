@@ -168,8 +168,9 @@ def curvature_model(memory: Tree) -> CurvatureModel:
     is_there = m["lengths"] > 0
     both = is_there[:, :, None] & is_there[:, None, :]
     mixed = torch.where(both, (mixed + mixed.mT) / 2, 0.0)
-    # Steps so large that their change overflowed say nothing, here and in eigenvalue routines.
-    is_sound = torch.isfinite(mixed).flatten(1).all(1)
+    # Steps so large that they or their change overflowed say nothing, here and in eigenvalue
+    # routines.
+    is_sound = torch.isfinite(mixed + cosines).flatten(1).all(1)
     mixed = torch.where(is_sound[:, None, None], mixed, 0.0)
     cosines = torch.where(both & is_sound[:, None, None], cosines, 0.0)
     spread, frame = torch.linalg.eigh(cosines)

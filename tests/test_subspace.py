@@ -105,6 +105,19 @@ def test_what_is_not_finite_is_unknown_in_its_own_lane():
     assert torch.isfinite(model.frame).all()
 
 
+def test_a_step_whose_square_overflows_is_unknown_in_its_own_lane():
+    """A single NaN in a batch ends eigenvalue routines for all, from four steps on."""
+    hessian = symmetric(2, 6)
+    steps = steps_of(2, 6, 4)
+    memory = init_memory(steps[0], 4)
+    for step in steps:
+        long = torch.stack((1e200 * step[0], step[1]))
+        memory = seen_by(memory, long, (hessian @ step[..., None])[..., 0])
+    model = curvature_model(memory)
+    assert model.is_known.sum(1).tolist() == [0, 4]
+    assert torch.isfinite(model.frame).all()
+
+
 @pytest.mark.parametrize("shift", [0.0, 4.0])
 def test_the_step_is_optimal_in_its_ball(shift):
     rng = torch.Generator().manual_seed(0)

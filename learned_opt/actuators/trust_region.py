@@ -1,4 +1,4 @@
-"""How far to go, how curved the unknown is, how much of Adam: a trust region with nine controls."""
+"""How far to go, how curved the unknown is, how much of Adam: a trust region with 12 controls."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from learned_opt.workspace import in_pieces, is_long, workspace
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
+_PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
 _MUCH = 0.05
@@ -54,7 +55,10 @@ class TrustRegion(Actuator):
     the two gradients as $-\tfrac12 (g + g') \cdot s$ where the loss is not given.
 
     Decisions multiply the radius, the curvature outside of the span and the length of unbounded
-    steps, mix the direction outside, add noise, and undo a bad step.
+    steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
+    decrease of the loss in noise, three more matter: Adam's step may take the place of the trusted
+    one, shorter where gradients disagree; the radius may be held whatever the prediction was worth;
+    and the momentum may average ten times as many gradients, from 10 to 100.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
@@ -88,6 +92,9 @@ class TrustRegion(Actuator):
                 "adaptive step",
                 "noise",
                 "go back",
+                "steadiness",
+                "agreement",
+                "patience",
             ),
             is_discrete=False,
         )
@@ -105,6 +112,7 @@ class TrustRegion(Actuator):
             ),
             Feature("unpredictability", "mean distance of that ratio from 1 at decay 0.8", 0, 2),
             Feature("radius", "log of radius over the parameters' norm, over 5", -4, 4),
+            # That of the last step, before it is adapted.
             Feature("radius since start", "log of radius over the first one, over 5", -4, 4),
             Feature("stride", "log of the last step's length over the radius", -4, 1),
             Feature("known share", "share of the gradient's norm in the span of past steps", 0, 1),
@@ -168,6 +176,8 @@ class TrustRegion(Actuator):
             "is_inside": scalar,
             "inside_lately": scalar,
             "steps": scalar,
+            "forgets": torch.full_like(scalar, 1 - _FAST),
+            "remembers": scalar,
         }
 
     def observe(
@@ -182,6 +192,7 @@ class TrustRegion(Actuator):
         norm, old_norm = torch.linalg.vector_norm(g, dim=1), s["norm"]
         mean_square = torch.lerp(s["mean_square"], norm.square() / g.shape[1], 1 - _SLOW)
         seen, vectors = _survey(g, x, state, mean_square)
+        remembers = torch.lerp(s["remembers"], torch.ones_like(norm), s["forgets"])
         memory = remember(state["memory"], vectors["change"], seen.entries)  # type: ignore[arg-type]
         model = curvature_model(memory)
         rest = _outside(g, vectors["adaptive"], memory, model, seen)
@@ -202,12 +213,14 @@ class TrustRegion(Actuator):
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        held = torch.where(is_first, first_radius, s["radius"])
+        fading = 1 - _SLOW**count
         # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
         growth, since_start, over_least, wide, widened, strode, steep, spread, kept = _log_ratio(
             torch.stack((
-                *(norm, norm, norm, radius, radius, stride, largest * radius),
-                (mean_square / (1 - _SLOW**count) * g.shape[1]).sqrt(),
-                seen.momentum / (1 - _FAST**count),
+                *(norm, norm, norm, radius, held, stride, largest * radius),
+                (mean_square / fading * g.shape[1]).sqrt(),
+                seen.momentum / remembers,
             )),
             torch.stack((
                 *(old_norm, first_norm, least_norm, size, first_radius, radius),
@@ -279,6 +292,7 @@ class TrustRegion(Actuator):
             "fall": fall,
             "swing": swing,
             "steps": count,
+            "remembers": remembers,
             # Only for `act`.
             "model": {
                 **model._asdict(),
@@ -287,6 +301,8 @@ class TrustRegion(Actuator):
                 "adaptive_norm": seen.adaptive,
                 "along_adaptive": seen.along_adaptive,
                 "is_bad": is_bad,
+                "held": held,
+                "agreement": seen.adaptive * fading.sqrt() / (remembers * seen.active.sqrt()),
             },
         }
         return clip_to(features, self.features), new
@@ -300,14 +316,17 @@ class TrustRegion(Actuator):
         steps, lengths = rows(memory, "steps"), memory["lengths"]
         assert isinstance(lengths, Tensor)
         a = action.to(grads).unbind(1)
-        radius = s["radius"] * (2 * a[0]).exp()
+        # Where noise decides how a step turned out, the radius is better left as it was.
+        steady, tiny = a[9].clamp_min(0), torch.finfo(s["radius"].dtype).tiny
+        nominal, held = (r.clamp_min(tiny).log() for r in (s["radius"], seen["held"]))
+        # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
+        radius = (torch.lerp(nominal, held, steady) + 2 * a[0]).exp().clamp_min(tiny)
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
         goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
         # As steep as what is known, or just so steep that a step outside fills the radius.
         filling = safe_ratio(seen["norm"], radius.detach())
-        tiny = torch.finfo(filling.dtype).tiny
         steep, filling = (3 * a[1]).exp() * largest, filling.clamp_min(tiny)
         probe = a[2].clamp_min(0)
         elsewhere = ((1 - probe) * steep.clamp_min(tiny).log() + probe * filling.log()).exp()
@@ -320,8 +339,10 @@ class TrustRegion(Actuator):
             gain=gain,
             flatness=0.5 * a[5],
         )
-        # Where noise drowns what the steps say about curvature, Adam's step of the radius' length.
-        plain = -radius * safe_ratio(torch.ones_like(radius), seen["adaptive_norm"])
+        # Where noise drowns what the steps say about curvature, Adam's step: of the radius' length,
+        # or of the shorter one that it has where gradients disagree.
+        shorter = (a[10].clamp_min(0) * seen["agreement"].clamp_min(1e-4).log()).exp()
+        plain = -radius * shorter * safe_ratio(torch.ones_like(radius), seen["adaptive_norm"])
         promise = (-plain.detach() * seen["along_adaptive"]).clamp_min(0)
         predicted = torch.lerp(trusted.decrease, promise, whole.detach())
         weights = weights * (1 - whole)[:, None]
@@ -343,6 +364,7 @@ class TrustRegion(Actuator):
             "memory": add_step(memory, move),
             "radius": radius,
             "predicted": predicted,
+            "forgets": (1 - _FAST) * (_PATIENCE * a[11].detach().clamp_min(0)).exp(),
             "turned": safe_ratio(along, length * lengths[:, -1]),
             "is_inside": is_inside,
             "inside_lately": torch.lerp(s["inside_lately"], is_inside, 0.2),
@@ -422,6 +444,7 @@ def _survey(
     active = active.clamp_min(1).to(g)
     floor = 1e-2 * (mean_square * g.shape[1] / active).sqrt()
     floor = floor.clamp_min(torch.finfo(g.dtype).tiny)[:, None]
+    forgets = s["forgets"][:, None]
 
     def work(
         g: Tensor,
@@ -432,7 +455,7 @@ def _survey(
         *remembered: Tensor,
         out: tuple[Tensor | None, ...],
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        momentum = torch.lerp(momentum, g, 1 - _FAST, out=out[0])
+        momentum = torch.lerp(momentum, g, forgets, out=out[0])
         square = torch.lerp(square, torch.square(g, out=out[3]), 1 - _SLOW, out=out[1])
         change = torch.sub(g, old, out=out[2])
         root = torch.add(torch.sqrt(square, out=out[3]), floor, out=out[3])

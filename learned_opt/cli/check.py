@@ -81,7 +81,7 @@ def scores(name: str) -> dict[str, tuple[float, float]]:
     )
     config = presets[0].config()
     held_out = draw_held_out(
-        [task for task, _ in presets[0].mixture()],
+        [part.task for part in presets[0].mixture()],
         config.num_eval_problems,
         dtype=config.torch_dtype,
         device="cpu",

@@ -111,7 +111,7 @@ class Train:
         if self.preset is not None:
             self._require_defaults()
             preset = get_preset(self.rule)
-            tasks = [task for task, _ in preset.mixture()]
+            tasks = [part.task for part in preset.mixture()]
             config = preset.config(
                 seed=self.shared.seed,
                 device=self.shared.device,

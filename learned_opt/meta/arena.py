@@ -77,7 +77,7 @@ class Arena:
         actuator: what decisions do.
         num_lanes: episodes side by side.
         horizon: how long they last.
-        epsilon: the smallest relative gap that counts.
+        epsilons: the smallest relative gap that counts for each kind of task, see `kinds`.
     """
 
     task: Task
@@ -85,7 +85,7 @@ class Arena:
     actuator: Actuator
     num_lanes: int
     horizon: Horizon
-    epsilon: float
+    epsilons: tuple[float, ...]
 
     def start(self, progress: float, rng: torch.Generator) -> Standing:
         """Fresh episodes in all lanes."""
@@ -150,14 +150,15 @@ class Arena:
         has_diverged |= ~torch.isfinite(grads).all(1)
         gap = torch.where(has_diverged, s["gap"], gap)
         best = torch.minimum(s["best"], gap)
+        epsilon = self._epsilon(standing)
         cost = torch.where(
             has_diverged,
-            divergence_cost(time, s["horizon"], pace, epsilon=self.epsilon),
-            step_cost(best, gap, time, pace, epsilon=self.epsilon),
+            divergence_cost(time, s["horizon"], pace, epsilon=epsilon),
+            step_cost(best, gap, time, pace, epsilon=epsilon),
         )
-        waited = unreached(best, epsilon=self.epsilon)
-        reached = unreached(s["best"], epsilon=self.epsilon) - waited
-        solved_for = s["solved_for"] + (best <= self.epsilon)
+        waited = unreached(best, epsilon=epsilon)
+        reached = unreached(s["best"], epsilon=epsilon) - waited
+        solved_for = s["solved_for"] + (best <= epsilon)
         # Nothing is expected beyond a horizon: the horizons drawn weigh early steps more.
         over = has_diverged | (solved_for > s["patience"]) | (time >= s["horizon"])
         tree: Tree = {
@@ -178,13 +179,18 @@ class Arena:
     def privileged(self, standing: Standing) -> Tensor:
         """What a critic may know beside the observation, ``[N, C]``: gaps and time."""
         time = standing["time"] + 1
-        gaps = (unreached(standing[name], epsilon=self.epsilon) for name in ("gap", "best"))
+        epsilon = self._epsilon(standing)
+        gaps = (unreached(standing[name], epsilon=epsilon) for name in ("gap", "best"))
         return torch.stack((*gaps, time.log() / 5, 1 / time), dim=1)
 
     def kinds(self, standing: Standing) -> Tensor:
         """``[N]`` which task of a mixture each lane works on; zeros elsewhere."""
         kind = standing.problems.constants.get("kind")
         return kind if isinstance(kind, Tensor) else torch.zeros_like(standing["index"])
+
+    def _epsilon(self, standing: Standing) -> Tensor:
+        """``[N]`` the smallest gap that counts in each lane."""
+        return torch.tensor(self.epsilons, dtype=torch.float64)[self.kinds(standing)]
 
     def pack(self, standing: Standing) -> dict[str, Any]:
         """Plain tensors, for a checkpoint."""

@@ -36,6 +36,7 @@ class TrainConfig:
             ``log_mean_gap`` or ``balanced``.
         epsilon: floor of the logarithmic objectives, relative to the loss or gap at the start.
         task_weights: relative probability of each task; None makes them equal.
+        task_epsilons: `epsilon` of each task, for ``ppo``; None makes all the same.
         random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
             training problems (Lv et al. 2017, arXiv:1703.03633, use 3); None leaves them alone.
         second_order: differentiate through the gradients that the rule sees.
@@ -76,6 +77,7 @@ class TrainConfig:
     objective: str = "log_gap"
     epsilon: float = 1e-6
     task_weights: tuple[float, ...] | None = None
+    task_epsilons: tuple[float, ...] | None = None
     random_scaling: float | None = None
     second_order: bool = False
     estimator: str = "truncated_backpropagation"
@@ -163,6 +165,10 @@ class TrainConfig:
         require(
             self.estimator != "ppo" or self.device == "cpu",
             f"device must be cpu for the estimator 'ppo', got '{self.device}'",
+        )
+        require(
+            self.task_epsilons is None or self.estimator == "ppo",
+            f"task_epsilons need the estimator 'ppo', got '{self.estimator}'",
         )
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)

@@ -55,7 +55,7 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
             num_lanes=config.num_problems,
             rollout_steps=config.truncation,
             horizon=config.horizon,
-            epsilon=config.epsilon,
+            epsilon=config.task_epsilons or config.epsilon,
             exploration=config.exploration,
             epochs=config.epochs,
             minibatches=config.minibatches,

@@ -8,8 +8,6 @@ the pace of the family, is followed as the rule improves.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,12 +18,12 @@ _WEIGHT_OF_BEST = 0.7
 _MOST_PACES = 20.0
 
 
-def unreached(gaps: Tensor, *, epsilon: float) -> Tensor:
+def unreached(gaps: Tensor, *, epsilon: float | Tensor) -> Tensor:
     r"""Share of the targets between 1 and `epsilon`, even in log, that lie below the gap.
 
     Args:
         gaps: relative gaps, any shape.
-        epsilon: the smallest target, in (0, 1).
+        epsilon: the smallest target, in (0, 1), one for all or for each.
 
     Returns:
         0 at `epsilon` and below, 1 at a gap of 1, above 1 for larger ones.
@@ -34,11 +32,14 @@ def unreached(gaps: Tensor, *, epsilon: float) -> Tensor:
         >>> unreached(torch.tensor([1.0, 1e-2, 1e-5]), epsilon=1e-4).tolist()
         [1.0, 0.5, 0.0]
     """
-    inside = gaps.clamp(epsilon, LARGEST_GAP)
-    return (inside / epsilon).log() / -math.log(epsilon)
+    least = torch.as_tensor(epsilon, dtype=gaps.dtype, device=gaps.device)
+    inside = torch.maximum(gaps, least).clamp_max(LARGEST_GAP)
+    return (inside / least).log() / -least.log()
 
 
-def step_cost(best: Tensor, gaps: Tensor, steps: Tensor, pace: Tensor, *, epsilon: float) -> Tensor:
+def step_cost(
+    best: Tensor, gaps: Tensor, steps: Tensor, pace: Tensor, *, epsilon: float | Tensor
+) -> Tensor:
     """What one step costs.
 
     Seven tenths are for targets that were never reached, three tenths for those that the current
@@ -50,7 +51,7 @@ def step_cost(best: Tensor, gaps: Tensor, steps: Tensor, pace: Tensor, *, epsilo
         gaps: ``[N]`` current relative gaps.
         steps: ``[N]`` steps taken, from 1 on.
         pace: ``[N]`` of the problem's family, in steps.
-        epsilon: the smallest target.
+        epsilon: the smallest target, one for all or ``[N]``.
 
     Returns:
         ``[N]`` costs, not negative.
@@ -60,17 +61,19 @@ def step_cost(best: Tensor, gaps: Tensor, steps: Tensor, pace: Tensor, *, epsilo
     return torch.where(steps <= _MOST_PACES * pace, cost, torch.zeros_like(cost))
 
 
-def divergence_cost(steps: Tensor, horizon: Tensor, pace: Tensor, *, epsilon: float) -> Tensor:
+def divergence_cost(
+    steps: Tensor, horizon: Tensor, pace: Tensor, *, epsilon: float | Tensor
+) -> Tensor:
     """What a run pays that diverged: more than it could have lost by standing still.
 
     Args:
         steps: ``[N]`` steps taken, from 1 on.
         horizon: ``[N]`` steps of the episode.
         pace: ``[N]`` of the problem's family, in steps.
-        epsilon: the smallest target.
+        epsilon: the smallest target, one for all or ``[N]``.
 
     Returns:
         ``[N]`` costs.
     """
-    worst = unreached(torch.tensor(LARGEST_GAP), epsilon=epsilon).item()
+    worst = unreached(torch.full_like(pace, LARGEST_GAP), epsilon=epsilon)
     return 1 + worst * ((horizon - steps) / pace).clamp(0, _MOST_PACES)

@@ -53,7 +53,7 @@ class Rollout:
         observations: ``[K, N, F]``.
         actions: ``[K, N, A]`` as drawn, before they were cut off.
         log_likelihoods: ``[K, N]`` of the actions.
-        advantages: ``[K, N]`` standardised; zero where a lane stood still.
+        advantages: ``[K, N]`` standardised, see `_standardised`; zero where a lane stood still.
         fresh: ``[K, N]`` bool, an episode began before the step.
         weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
     """
@@ -123,7 +123,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         num_lanes: episodes side by side.
         rollout_steps: steps between two updates of the policy.
         horizon: how long episodes last.
-        epsilon: the smallest relative gap that counts.
+        epsilon: the smallest relative gap that counts, one for all tasks or one for each.
         exploration: standard deviation of decisions at the start and in the end.
         epochs: passes over a rollout.
         minibatches: parts of a pass.
@@ -143,7 +143,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
     num_lanes: int = 2048
     rollout_steps: int = 32
     horizon: Horizon
-    epsilon: float = 1e-5
+    epsilon: float | tuple[float, ...] = 1e-5
     exploration: tuple[float, float] = (0.3, 0.1)
     epochs: int = 3
     minibatches: int = 4
@@ -155,8 +155,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
     def __post_init__(self) -> None:
         for name in ("num_lanes", "rollout_steps", "epochs", "minibatches", "pool_size"):
             require(getattr(self, name) >= 1, f"{name} must be positive, got {getattr(self, name)}")
-        require(0 < self.epsilon < 1, f"epsilon must lie in (0, 1), got {self.epsilon}")
         require(len(self.tasks) >= 1, "tasks must hold at least one task, got none")
+        require(
+            len(self.epsilons) == len(self.tasks) and all(0 < least < 1 for least in self.epsilons),
+            f"epsilon must lie in (0, 1), one for all or one for each of {len(self.tasks)} tasks, "
+            f"got {self.epsilon}",
+        )
         weights = self.task_weights
         require(
             weights is None or (len(weights) == len(self.tasks) and min(weights) > 0),
@@ -171,6 +175,13 @@ class ProximalPolicy(MetaGradient[PPOState]):
             "the number of problems that move together must be at least minibatches times tasks, "
             f"{self.minibatches * len(self.tasks)}, got {self.num_lanes}",
         )
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The smallest relative gap that counts in each task."""
+        if isinstance(self.epsilon, tuple):
+            return self.epsilon
+        return (self.epsilon,) * len(self.tasks)
 
     def estimate(
         self, rule: Rule, state: PPOState | None, *, progress: float, rng: torch.Generator
@@ -253,7 +264,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
                     actuator=actuator,
                     num_lanes=count,
                     horizon=self.horizon,
-                    epsilon=self.epsilon,
+                    # A mixture that is one task has kinds of its own, all with the same target.
+                    epsilons=tuple(self.epsilons[k] for k in group)
+                    if len(group) > 1
+                    else (self.epsilons[group[0]],) * _num_kinds(task),
                 )
             )
         return arenas
@@ -268,6 +282,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
             kinds.append(first + own)
             first += len(arena.task.tasks) if is_own else 1  # type: ignore[attr-defined]
         return torch.cat(kinds)
+
+    def _is_stochastic(self, state: PPOState) -> Tensor:
+        """``[N]`` whether what a lane sees is noisy."""
+        return torch.cat([
+            torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
+        ])
 
     def _seen_by_critic(self, state: PPOState) -> Tensor:
         """``[N, F + C + tasks]``."""
@@ -326,15 +346,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
         residual = (targets - expected[is_moving]).var() / targets.var()
         state.critic = copy.deepcopy(state.critic)
         state.critic.learn(seen_before[is_moving], targets, rng=rng)
-        known = advantages[is_moving]
-        # Costs: what is better than expected is negative.
-        standard = -(advantages - known.mean()) / (known.std() + 1e-8) * weights
         state.rollout = Rollout(
             memory=state.memory,
             observations=torch.stack(observations),
             actions=torch.stack(actions),
             log_likelihoods=torch.stack(likelihoods),
-            advantages=standard,
+            advantages=-_standardised(advantages, self._is_stochastic(state), weights),
             fresh=torch.stack(fresh),
             weights=weights,
         )
@@ -452,6 +469,10 @@ def _steerable(rule: Rule) -> PolicyRule:
     return rule
 
 
+def _num_kinds(task: Task) -> int:
+    return len(task.tasks) if isinstance(task, Mixture) else 1
+
+
 def _forget(memory: Tree, is_fresh: Tensor) -> Tree:
     """The memory, empty where an episode begins."""
     return tree_map(lambda leaf: leaf * ~is_fresh[:, None], memory)
@@ -479,3 +500,26 @@ def _advantages(
         ahead = (surprises[k] + decay * ahead * ~over[k]) * weights[k]
         advantages[k] = ahead
     return advantages
+
+
+def _standardised(advantages: Tensor, is_stochastic: Tensor, weights: Tensor) -> Tensor:
+    """Mean zero and deviation one, apart for lanes with noise and without.
+
+    Problems with noise take ten times as many steps, so a step counts a tenth there: side by side
+    with the others nothing would be learned from them.
+
+    Args:
+        advantages: ``[K, N]``.
+        is_stochastic: ``[N]`` bool.
+        weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
+
+    Returns:
+        ``[K, N]``, zero where a lane stood still.
+    """
+    standard = torch.zeros_like(advantages)
+    for lanes in (is_stochastic, ~is_stochastic):
+        known = advantages[:, lanes][weights[:, lanes].bool()]
+        if len(known) > 1:
+            scaled = (advantages[:, lanes] - known.mean()) / (known.std() + 1e-8)
+            standard[:, lanes] = scaled * weights[:, lanes]
+    return standard

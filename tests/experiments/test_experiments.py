@@ -153,3 +153,38 @@ def test_diagnosis(tmp_path):
     assert all(entry["end"] == "finished" for entry in numbers["runs"].values())
     for name in ("meta_loss", "variance", "bias", "health_back_propagation"):
         assert 5_000 < (tmp_path / f"diagnosis_{name}.png").stat().st_size < 80_000
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path):
+    run("ablation.py", "--smoke", "--out", tmp_path)
+    numbers = json.loads((tmp_path / "smoke" / "results.json").read_text())
+    assert numbers["whole"]["loss"] == 1 and numbers["whole"]["steps"]["trained"] == 1
+    # The radius is what this rule decides first of all.
+    assert numbers["decision: radius"]["steps"]["trained"] != 1
+    assert len([name for name in numbers if name.startswith("decision")]) == 12
+    assert (tmp_path / "smoke" / "ablation.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_ways_of_training(tmp_path):
+    argv = ("ways_of_training.py", "--smoke", "--out", tmp_path)
+    run(*argv)
+    folder = tmp_path / "smoke"
+    numbers = json.loads((folder / "results.json").read_text())
+    assert numbers["ways"]["ppo"]["ratio"]["trained"] == 1
+    for found in numbers["ways"].values():
+        # Equal time, as far as a step can be told beforehand.
+        assert found["outer_steps"] >= 12 and found["nonfinite"] == 0
+    assert (folder / "ways_of_training.png").stat().st_size > 10_000
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    run(*argv)
+    assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_promises(tmp_path):
+    run("promises.py", "--smoke", "--out", tmp_path)
+    (shares,) = json.loads((tmp_path / "results.json").read_text()).values()
+    # At first a step keeps what it promises, in the end noise is most of it.
+    assert shares[0] > 0.7 and max(shares[2:]) < 0.5

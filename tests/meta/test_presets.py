@@ -20,7 +20,7 @@ UNSEEN = ("octopus", "phase_retrieval", "soft_committee")
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_whole_families_stay_unseen(name):
-    tasks = [task for task, _ in get_preset(name).mixture()]
+    tasks = [part.task for part in get_preset(name).mixture()]
     for task in tasks:
         assert not any(family in task.name for family in UNSEEN)
         assert not isinstance(task, DeepLinear) or len(task.shapes) == 2
@@ -30,7 +30,7 @@ def test_whole_families_stay_unseen(name):
 def test_settings_fit_the_mixture_and_build_the_estimator(name):
     preset = get_preset(name)
     config = preset.config(seed=3)
-    tasks = [task for task, _ in preset.mixture()]
+    tasks = [part.task for part in preset.mixture()]
     assert config.seed == 3 and len(config.task_weights) == len(tasks)
     configured_estimator(config, tasks)
     assert get_rule(preset.rule).name == preset.rule
@@ -47,7 +47,7 @@ def test_the_file_that_is_shipped_says_where_it_is_from(keeps_last, tmp_path):
         evaluate_every=1,
         seed=5,
     )
-    tasks = [task for task, _ in preset.mixture()]
+    tasks = [part.task for part in preset.mixture()]
     rule = get_rule("lstm", hidden_size=3, seed=5)
     result = meta_train(rule, tasks, config=config, out=tmp_path)
     path = preset.export(result, tmp_path)

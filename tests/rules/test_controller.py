@@ -197,6 +197,6 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
         num_whole += int(is_whole.sum())
         assert (rest[is_whole] == 0).all() and (rest[~is_whole] != 0).all()
         assert (seen[is_whole, unknown] == actuator.features[unknown].low).all()
-        step = actuator.act(torch.zeros(16, 9), grads, x, state, quietness)
+        step = actuator.act(torch.zeros(16, 12), grads, x, state, quietness)
         x, state = x + step.updates, step.state
     assert num_whole > 16

@@ -1,0 +1,220 @@
+"""What does each part of the controller buy? Parts of trained weights are silenced, one at a time.
+
+A decision is silenced by its row of the last layer, and then stays at its nominal value: the step
+is that of the trust region left alone. Features are silenced by their columns of the first layer,
+in groups; the LSTM's memory by forgetting all. Nothing is trained anew, so a number says how much
+the trained net leans on a part, not how good the best net without it would be.
+
+Two measures, above 1 where the part helps: the restricted mean number of steps to 0.1, 0.01 and
+0.0001 of the starting gap on fresh instances of the benchmark's tasks, over that of the whole
+controller, geometric mean; and the training loss of real networks with minibatches
+(`real_problems.py`) at their horizon, likewise, without guard.
+
+    python experiments/ablation.py                # half an hour on one core
+    python experiments/ablation.py --smoke        # a minute; shows that it runs
+
+Writes results.json, table.md and ablation.png into --out.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import tyro
+from _capped import GROUPS, entries_of, mean_ratio, mean_solved, measure
+from _race_report import markdown
+from real_problems import Problem, problems
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from learned_opt.errors import require
+from learned_opt.optim import LearnedOptimizer
+from learned_opt.rules.policy import PolicyRule
+from learned_opt.rules.weights import read_metadata, resolve_rule
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+FEATURES = {
+    "directions": ("turn", "along last step", "straightness", "adaptive", "spread", "persistence"),
+    "gradient norms": ("gradient growth", "gradient since start", "gradient over least"),
+    "prediction": ("decrease ratio", "unpredictability", "inside", "inside lately"),
+    "radius": ("radius", "radius since start", "stride"),
+    "curvature": ("known share", "unknown", "steepness", "lowest curvature", "lowest slope"),
+    "loss": ("above best", "trend"),
+    "time and size": ("time", "size"),
+}
+LOSS_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Size of the experiment."""
+
+    rule: str = "controller"
+    """Weights: a file or a bundled name."""
+    suites: tuple[str, ...] = ("saddle-core", "plateau-core", "valley")
+    """Suites to be measured on."""
+    networks: tuple[str, ...] = ("digits, deep", "digits, wide", "breast cancer", "diabetes")
+    """Real networks, see `real_problems.py`."""
+    num_instances: int = 10
+    """Fresh instances of each task."""
+    num_seeds: int = 3
+    """Initial weights of each network."""
+    seed: int = 0
+    """Seed of instances."""
+    out: Path = Path("runs/ablation")
+    """Folder for results."""
+    smoke: bool = False
+    """Few tasks and steps, to see that it runs."""
+
+
+def silenced(
+    rule: PolicyRule, *, decision: str = "", features: Sequence[str] = (), memory: bool = False
+) -> PolicyRule:
+    """A copy of the rule without some parts."""
+    rule = copy.deepcopy(rule)
+    assert rule.lstm is not None
+    names = [feature.name for feature in rule.actuator.features]
+    last = rule.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        if decision:
+            place = rule.actuator.actions.names.index(decision)
+            last.weight[place] = 0
+            # Noise is drawn from -1 on: nominal is none.
+            last.bias[place] = -1.0 if decision == "noise" else 0.0
+        for name in features:
+            rule.lstm.weight_ih[:, names.index(name)] = 0
+        if memory:
+            rule.lstm.bias_ih.chunk(4)[1].fill_(-1e3)  # The forget gate.
+            rule.lstm.weight_hh.zero_()
+    return rule
+
+
+def variants(rule: PolicyRule) -> dict[str, PolicyRule]:
+    """The whole controller first, then all that lack something."""
+    found = {"whole": rule, "without memory (LSTM)": silenced(rule, memory=True)}
+    for name in rule.actuator.actions.names:
+        found[f"decision: {name}"] = silenced(rule, decision=name)
+    for group, names in FEATURES.items():
+        found[f"features: {group}"] = silenced(rule, features=names)
+    return found
+
+
+def final_loss(rule: PolicyRule, problem: Problem, seed: int, num_steps: int) -> float:
+    """Training loss after `num_steps` minibatches, at least `LOSS_FLOOR`; inf if not finite."""
+    model = problem.model(seed)
+    optimizer = LearnedOptimizer(model.parameters(), copy.deepcopy(rule).float(), guard=False)
+    for _, batch in zip(range(num_steps), problem.batches(seed), strict=False):
+
+        def closure(batch: Any = batch) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = problem.loss(model(batch.inputs), batch.targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    with torch.no_grad():
+        loss = problem.loss(model(problem.train.inputs), problem.train.targets).item()
+    return max(loss, LOSS_FLOOR) if math.isfinite(loss) else math.inf
+
+
+def main(settings: Settings) -> None:
+    """Silence, measure, write."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    console = Console(width=140)
+    if settings.smoke:
+        settings = replace(
+            settings,
+            suites=("valley",),
+            networks=("diabetes",),
+            num_instances=2,
+            num_seeds=1,
+            out=settings.out / "smoke",
+        )
+    settings.out.mkdir(parents=True, exist_ok=True)
+    rule = resolve_rule(settings.rule)
+    require(
+        isinstance(rule, PolicyRule) and rule.actuator.name == "trust_region",
+        f"--rule must be a controller, got '{settings.rule}'",
+    )
+    assert isinstance(rule, PolicyRule)
+    names = json.loads(read_metadata(settings.rule).get("tasks") or "[]")
+    entries = entries_of(settings.suites, names)
+    networks = [p for p in problems() if p.name in settings.networks]
+    members = {g: [label for label, (_, own) in entries.items() if own == g] for g in GROUPS}
+    times, losses = {}, {}
+    for name, variant in track(variants(rule).items(), console=console, description="variants"):
+        times[name] = {
+            label: measure(
+                copy.deepcopy(variant),
+                entry,
+                num_instances=settings.num_instances,
+                seed=settings.seed,
+            )
+            for label, (entry, _) in entries.items()
+        }
+        losses[name] = [
+            final_loss(variant, p, seed, 20 if settings.smoke else p.num_steps)
+            for p in networks
+            for seed in range(settings.num_seeds)
+        ]
+    rows, numbers = [], {}
+    for name, own in times.items():
+        ratio = {g: mean_ratio(own, times["whole"], members[g]) for g in GROUPS}
+        solved = mean_solved(own, list(entries))
+        logs = np.log(losses[name]) - np.log(losses["whole"])
+        loss = float(np.exp(np.mean(logs)))
+        numbers[name] = {"steps": ratio, "solved": solved, "loss": loss}
+        rows.append([name, *(f"{ratio[g]:.2f}" for g in GROUPS), f"{solved:.0%}", f"{loss:.2f}"])
+    header = ["controller", "steps, trained", "steps, unseen", "solved", "loss of networks"]
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    (settings.out / "table.md").write_text(markdown([header, *rows]) + "\n")
+    (settings.out / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    plot(numbers, settings.out / "ablation.png")
+    console.print(f"files in {settings.out}")
+
+
+def plot(numbers: dict[str, dict[str, Any]], path: Path) -> None:
+    """Two bars a variant: steps on trained tasks and loss of networks, over the whole one's."""
+    names = [name for name in numbers if name != "whole"]
+    place = np.arange(len(names))
+    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    series = (
+        ("steps, trained tasks", [numbers[n]["steps"]["trained"] for n in names], "#0072B2"),
+        ("training loss, real networks", [numbers[n]["loss"] for n in names], "#E69F00"),
+    )
+    for shift, (label, values, colour) in zip((-0.2, 0.2), series, strict=True):
+        shown = np.minimum(np.nan_to_num(values, nan=1.0, posinf=100.0), 100.0)
+        axis.barh(place + shift, shown - 1, 0.4, left=1, color=colour, label=label)
+    axis.set(
+        xscale="log",
+        xlabel="over the whole controller's: above 1, the part helps",
+        yticks=place,
+        yticklabels=names,
+    )
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.grid(axis="x", alpha=0.2)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
