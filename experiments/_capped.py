@@ -49,7 +49,7 @@ def measure(rule: Rule, entry: SuiteEntry, *, num_instances: int, seed: int) -> 
     )
     events = race(
         task,
-        rule.double(),
+        lambda _: rule.double(),
         problems,
         budget=task.budget,
         seed=derive_seed(seed, "noise", entry.label),
