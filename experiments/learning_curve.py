@@ -5,7 +5,7 @@ number of steps to a target, geometric mean over the training tasks, explored de
 the score is the mean log10 gap on held-out problems. Histories hold no times, so that resumed runs
 repeat to the last bit: the core-minutes of the whole run are given by hand.
 
-    python experiments/learning_curve.py runs/zoo-controller --core-minutes 44
+    python experiments/learning_curve.py runs/zoo-controller --core-minutes 55
 """
 
 from __future__ import annotations

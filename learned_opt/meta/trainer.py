@@ -117,7 +117,7 @@ def meta_train(
                     run.save()
                     raise Interrupted(
                         f"interrupted after {run.step} of {config.num_outer_steps} outer steps; "
-                        f"the checkpoint is in '{out}', resume goes on from there",
+                        f"the checkpoint is in '{out}', resume (--resume) goes on from there",
                         signal_number=number,
                     )
         return run.result()
@@ -179,7 +179,8 @@ class _Run:
         exists = self.checkpoint_path.exists()
         require(
             resume or not exists,
-            f"out='{out}' already holds a run; resume goes on with it, another folder starts anew",
+            f"out='{out}' already holds a run; resume (--resume) goes on with it, another folder "
+            "starts anew",
         )
         length = self._restore() if exists else 0
         self.history = History(out / "history.jsonl", length=length)

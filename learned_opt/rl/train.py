@@ -135,7 +135,8 @@ class _Run:
         exists = self.checkpoint_path.exists()
         require(
             resume or not exists,
-            f"out='{out}' already holds a run; resume goes on with it, another folder starts anew",
+            f"out='{out}' already holds a run; resume (--resume) goes on with it, another folder "
+            "starts anew",
         )
         # Streams of lanes are numbered consecutively: plain seeds would share most of them.
         self.adapter.seed(stream_seed("agent", config.seed) >> 1)
@@ -181,7 +182,7 @@ class _Run:
             if number is not None:
                 raise Interrupted(
                     f"interrupted after {self.steps} of {total} steps; "
-                    f"the checkpoint is in '{self.out}', resume goes on from there",
+                    f"the checkpoint is in '{self.out}', resume (--resume) goes on from there",
                     signal_number=number,
                 )
             if self.config.patience is not None and self.num_stale >= self.config.patience:

@@ -189,7 +189,7 @@ def test_killed_processes_go_on_bit_for_bit(tmp_path, reference):
         else:
             assert child.returncode == 128 + number
             assert f"interrupted after {saved['step']} of 14 outer steps" in message
-            assert "resume goes on from there" in message
+            assert "resume (--resume) goes on from there" in message
         assert_same_run(train(out, resume=True), reference)
 
 
@@ -240,7 +240,7 @@ def test_other_threads_train_without_handlers(tmp_path, reference):
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     train(tmp_path)
-    with pytest.raises(LearnedOptError, match="already holds a run; resume goes on"):
+    with pytest.raises(LearnedOptError, match=r"already holds a run; resume .--resume. goes on"):
         train(tmp_path)
 
 

@@ -322,7 +322,7 @@ def test_folders_and_checkpoints_that_do_not_fit(tmp_path):
         load_agent(tmp_path)
     short = replace(PPO, total_steps=64)
     train_agent(short, out=tmp_path)
-    with pytest.raises(LearnedOptError, match="already holds a run; resume goes on"):
+    with pytest.raises(LearnedOptError, match=r"already holds a run; resume .--resume. goes on"):
         train_agent(short, out=tmp_path)
     with pytest.raises(LearnedOptError, match=r"gamma: .* there, 0.5 here"):
         train_agent(replace(short, gamma=0.5), out=tmp_path, resume=True)
