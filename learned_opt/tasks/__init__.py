@@ -3,6 +3,9 @@
 Importing this package registers every task.
 """
 
+from learned_opt.tasks.augmentations import ConvexTerm as ConvexTerm
+from learned_opt.tasks.augmentations import RandomDimension as RandomDimension
+from learned_opt.tasks.augmentations import Reparametrised as Reparametrised
 from learned_opt.tasks.base import ClosedFormTask as ClosedFormTask
 from learned_opt.tasks.base import CriticalPoint as CriticalPoint
 from learned_opt.tasks.base import Facts as Facts
@@ -42,11 +45,11 @@ from learned_opt.tasks.saturation import SaturatedUnit as SaturatedUnit
 from learned_opt.tasks.saturation import SigmoidRegression as SigmoidRegression
 from learned_opt.tasks.strict_saddle import StrictSaddle as StrictSaddle
 from learned_opt.tasks.styblinski_tang import StyblinskiTang as StyblinskiTang
+from learned_opt.tasks.transformed_task import TransformedTask as TransformedTask
 from learned_opt.tasks.transforms import NoisyGradient as NoisyGradient
 from learned_opt.tasks.transforms import RandomlyScaled as RandomlyScaled
 from learned_opt.tasks.transforms import Rotated as Rotated
 from learned_opt.tasks.transforms import Scaled as Scaled
 from learned_opt.tasks.transforms import Shifted as Shifted
-from learned_opt.tasks.transforms import TransformedTask as TransformedTask
 from learned_opt.tasks.valleys import Rastrigin as Rastrigin
 from learned_opt.tasks.valleys import Rosenbrock as Rosenbrock

@@ -114,11 +114,18 @@ class Mixture(Task):
         return torch.cat(parts)[torch.cat(positions).argsort()]
 
     def used(self, problems: Problems) -> Tensor:
-        """The first coordinates of each problem, as many as its task has."""
+        """The first coordinates of each problem, as many as its task has, that it uses itself."""
         kind = problems.constants["kind"]
         assert isinstance(kind, Tensor)
         dims = torch.tensor([task.dim for task in self.tasks], device=kind.device)[kind]
-        return torch.arange(self.dim, device=kind.device) < dims[:, None]
+        used = torch.arange(self.dim, device=kind.device) < dims[:, None]
+        for k, task in enumerate(self.tasks):
+            constants = problems.constants[f"task{k}"]
+            assert not isinstance(constants, Tensor)
+            own = task.used(replace(problems, constants=constants))
+            if own is not None:
+                used[:, : task.dim] &= own | (kind != k)[:, None]
+        return used
 
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
         kind = torch.multinomial(self._weights, num_problems, replacement=True, generator=rng)

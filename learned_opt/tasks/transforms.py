@@ -1,67 +1,29 @@
 """Wrappers: a Task around a Task, seen through a change of variables, of units, or through noise.
 
-They compose in any order. The instance's own randomness lies beside the inner task's constants, as
-``{"inner": ..., ...}``.
+They compose in any order. Those that only make sense in training are in `augmentations`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from learned_opt.errors import LearnedOptError, require, unknown_name
+from learned_opt.tasks.augmentations import ConvexTerm, RandomDimension, Reparametrised
 from learned_opt.tasks.base import Problems, Task
-from learned_opt.trees import Params, Tree, batched_product, flatten
-
-
-class TransformedTask(Task):
-    """A task around another one, from which it takes family, kind, budget and units.
-
-    Attributes:
-        inner: the task inside.
-    """
-
-    name: ClassVar[str] = "transformed"
-
-    def __init__(self, inner: Task, *, name: str) -> None:
-        self.inner = inner
-        self.name = f"{name}({inner.name})"  # type: ignore[misc]
-        self.family, self.kind = inner.family, inner.kind
-        self.shapes = dict(inner.shapes)
-        self.budget, self.smoothness, self.radius = inner.budget, inner.smoothness, inner.radius
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether the inner task is."""
-        return self.inner.is_stochastic
-
-    @abstractmethod
-    def inner_params(self, params: Params, constants: Tree) -> Params:
-        """From the outer variables to those of the inner task.
-
-        Args:
-            params: outer parameters, each ``[N, *shape]``.
-            constants: the outer instances' constants.
-
-        Returns:
-            Inner parameters.
-        """
-
-    def batch(self, problems: Problems, rng: torch.Generator) -> Tree | None:
-        """What the inner task draws."""
-        return self.inner.batch(_inner(problems), rng)
-
-    def loss(self, params: Params, problems: Problems, batch: Tree | None = None) -> Tensor:
-        """The inner loss at the inner variables."""
-        return self.inner.loss(
-            self.inner_params(params, problems.constants), _inner(problems), batch
-        )
+from learned_opt.tasks.transformed_task import (
+    TransformedTask,
+    as_params,
+    inner_problems,
+    log_uniform,
+    require_range,
+)
+from learned_opt.trees import Params, Tree, batched_product, flatten, per_problem
 
 
 @final
@@ -96,6 +58,9 @@ class Rotated(TransformedTask):
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
 
+    def used(self, problems: Problems) -> None:
+        """All: every one has a part in those that the inner task uses."""
+
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
         problems = self.inner._sample(num_problems, rng)
         gaussian = torch.randn(num_problems, self.dim, self.dim, generator=rng, dtype=torch.float64)
@@ -129,7 +94,7 @@ class Shifted(TransformedTask):
 
     def inner_params(self, params: Params, constants: Tree) -> Params:
         """``x - x*``."""
-        shift = _params(constants["shift"])
+        shift = as_params(constants["shift"])
         return {name: p - shift[name] for name, p in params.items()}
 
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
@@ -140,7 +105,7 @@ class Shifted(TransformedTask):
         }
         return replace(
             problems,
-            params={name: p + _params(shift)[name] for name, p in problems.params.items()},
+            params={name: p + as_params(shift)[name] for name, p in problems.params.items()},
             constants={"shift": shift, "inner": problems.constants},
         )
 
@@ -219,14 +184,19 @@ class NoisyGradient(TransformedTask):
 
     Args:
         inner: the task whose gradients become noisy.
-        noise: root mean square norm of the noise on the whole gradient.
+        noise: root mean square norm of the noise on the whole gradient. Of two numbers each problem
+            draws its own level between them, log-uniformly.
 
     Raises:
-        LearnedOptError: if `noise` is negative or not finite.
+        LearnedOptError: if `noise` is negative or not finite, or a range does not rise from a
+            positive number.
     """
 
-    def __init__(self, inner: Task, *, noise: float) -> None:
-        require(0 <= noise < math.inf, f"noise must be finite and not negative, got {noise}")
+    def __init__(self, inner: Task, *, noise: float | Sequence[float]) -> None:
+        if isinstance(noise, Sequence):
+            require_range("noise", noise)
+        else:
+            require(0 <= noise < math.inf, f"noise must be finite and not negative, got {noise}")
         super().__init__(inner, name="noisy")
         self.noise = noise
 
@@ -242,31 +212,40 @@ class NoisyGradient(TransformedTask):
 
     def batch(self, problems: Problems, rng: torch.Generator) -> Tree | None:
         """Draw ``{"noise": {name: [N, *shape]}}``, with the inner batch, if any, as ``"inner"``."""
-        std = self.noise / math.sqrt(self.dim)
+        std = self._level(problems) / math.sqrt(self.dim)
         like = problems.facts.minimum
-        noise: Tree = {
-            name: (std * torch.randn(like.shape[0], *shape, generator=rng, dtype=torch.float64)).to(
-                like.device, like.dtype
-            )
-            for name, shape in self.shapes.items()
-        }
-        inner = self.inner.batch(_inner(problems), rng)
+        noise: Tree = {}
+        for name, shape in self.shapes.items():
+            drawn = torch.randn(like.shape[0], *shape, generator=rng, dtype=torch.float64)
+            noise[name] = (per_problem(std, drawn) * drawn).to(like.device, like.dtype)
+        inner = self.inner.batch(inner_problems(problems), rng)
         return {"noise": noise} if inner is None else {"noise": noise, "inner": inner}
 
     def loss(self, params: Params, problems: Problems, batch: Tree | None = None) -> Tensor:
         """The inner loss, with noise in its gradient alone."""
         if batch is None:
-            return self.inner.loss(params, _inner(problems))
+            return self.inner.loss(params, inner_problems(problems))
         inner = batch.get("inner")
         assert not isinstance(inner, Tensor)
-        exact = self.inner.loss(params, _inner(problems), inner)
-        noise = _params(batch["noise"])
+        exact = self.inner.loss(params, inner_problems(problems), inner)
+        noise = as_params(batch["noise"])
         tilt = flatten({name: noise[name] * (p - p.detach()) for name, p in params.items()})
         return exact + tilt.sum(1)
 
+    def _level(self, problems: Problems) -> Tensor:
+        """The norm of the noise, ``[N]`` or one for all, on the CPU, where noise is drawn."""
+        if isinstance(self.noise, Sequence):
+            level = problems.constants["noise"]
+            assert isinstance(level, Tensor)
+            return level.cpu()
+        return torch.tensor(self.noise, dtype=torch.float64)
+
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
         problems = self.inner._sample(num_problems, rng)
-        return replace(problems, constants={"inner": problems.constants})
+        constants: Tree = {"inner": problems.constants}
+        if isinstance(self.noise, Sequence):
+            constants["noise"] = log_uniform((num_problems,), *self.noise, rng=rng)
+        return replace(problems, constants=constants)
 
 
 @final
@@ -295,7 +274,7 @@ class RandomlyScaled(TransformedTask):
 
     def inner_params(self, params: Params, constants: Tree) -> Params:
         """``s x``."""
-        scale = _params(constants["scale"])
+        scale = as_params(constants["scale"])
         return {name: scale[name] * p for name, p in params.items()}
 
     def _sample(self, num_problems: int, rng: torch.Generator) -> Problems:
@@ -308,24 +287,9 @@ class RandomlyScaled(TransformedTask):
         }
         return replace(
             problems,
-            params={name: p / _params(scale)[name] for name, p in problems.params.items()},
+            params={name: p / as_params(scale)[name] for name, p in problems.params.items()},
             constants={"scale": scale, "inner": problems.constants},
         )
-
-
-def _inner(problems: Problems) -> Problems:
-    """The problems as the inner task knows them; it reads their constants alone."""
-    return replace(problems, constants=_tree(problems.constants["inner"]))
-
-
-def _tree(node: Tensor | Tree) -> Tree:
-    assert not isinstance(node, Tensor)
-    return node
-
-
-def _params(node: Tensor | Tree) -> Params:
-    """A node of the constants that is keyed like the parameters."""
-    return node  # type: ignore[return-value]
 
 
 TRANSFORMS: dict[str, Callable[..., TransformedTask]] = {
@@ -334,6 +298,9 @@ TRANSFORMS: dict[str, Callable[..., TransformedTask]] = {
     "scaled": Scaled,
     "noisy": NoisyGradient,
     "randomly_scaled": RandomlyScaled,
+    "reparametrised": Reparametrised,
+    "convex_term": ConvexTerm,
+    "random_dimension": RandomDimension,
 }
 """Transforms by name."""
 
