@@ -51,8 +51,8 @@ class Unrolled:
     """What `unroll` returns.
 
     Attributes:
-        losses: ``[N, num_steps + 1]`` losses; column ``t`` is the loss after ``t`` of these steps,
-            so ``t`` is also the number of gradients paid for.
+        losses: ``[N, num_steps + 1]`` losses, one less without the final one; column ``t`` is the
+            loss after ``t`` of these steps, so ``t`` is also the number of gradients paid for.
         carry: where the loops stand now.
     """
 
@@ -116,6 +116,7 @@ def unroll(
     carry: Carry | None = None,
     differentiable: bool = False,
     second_order: bool = False,
+    final_loss: bool = True,
     observe: Observer | None = None,
     stop: Callable[[Tensor], bool] | None = None,
 ) -> Unrolled:
@@ -131,6 +132,8 @@ def unroll(
         differentiable: keep the graph from theta to the losses.
         second_order: with `differentiable`, also differentiate through the gradients that the rule
             sees. Dropped by default, as in Andrychowicz et al. 2016 (arXiv:1606.04474).
+        final_loss: also evaluate the loss where the last step led. Without it there are `num_steps`
+            losses, and a call that goes on from there continues as if never interrupted.
         observe: called once a step.
         stop: called with the ``[N]`` losses of each step; True ends the loop early.
 
@@ -175,15 +178,16 @@ def unroll(
             params = {name: p + updates[name] for name, p in params.items()}
         step += 1
     else:
-        batch = task.batch(problems, rng)
-        with torch.set_grad_enabled(differentiable):
-            if differentiable and not second_order:
-                last, _ = loss_and_grads(
-                    task, params, problems, batch, differentiable=True, second_order=False
-                )
-            else:
-                last = task.loss(params, problems, batch)
-        losses.append(last)
+        if final_loss:
+            batch = task.batch(problems, rng)
+            with torch.set_grad_enabled(differentiable):
+                if differentiable and not second_order:
+                    last, _ = loss_and_grads(
+                        task, params, problems, batch, differentiable=True, second_order=False
+                    )
+                else:
+                    last = task.loss(params, problems, batch)
+            losses.append(last)
     carry = Carry(params=params, state=state, step=step)
     stacked = torch.stack(losses, dim=1)
     if not differentiable:

@@ -44,10 +44,17 @@ class Train:
     num_problems: int = 64
     """Problems that move together in an episode, those of all pairs together."""
     estimator: Literal[
-        "truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed", "ppo"
+        "truncated_backpropagation",
+        "backpropagation",
+        "es",
+        "pes",
+        "es_single",
+        "nres",
+        "mixed",
+        "ppo",
     ] = "truncated_backpropagation"
-    """How the meta-gradient is estimated: by back-propagation, evolution strategies, both, or
-    (controller) by proximal policy optimization."""
+    """How the meta-gradient is estimated: by back-propagation through a truncation or a whole
+    episode, evolution strategies, both, or (controller) by proximal policy optimization."""
     sigma: float = 0.01
     """Standard deviation of the perturbations of theta; for evolution strategies."""
     num_pairs: int = 16
@@ -55,7 +62,10 @@ class Train:
     exploration: tuple[float, float] = (0.3, 0.1)
     """Standard deviation of the decisions at the start and in the end; for ppo."""
     truncation: int = 20
-    """Inner steps per outer update; for ppo, per rollout."""
+    """Inner steps per outer update; for ppo, per rollout; backpropagation takes whole episodes."""
+    segment_length: int | None = None
+    """Inner steps whose graph backpropagation holds at a time; the root of the horizon by
+    default, which needs the least memory."""
     horizon: tuple[int, ...] = (100,)
     """Inner steps per episode: one number, or two for log-uniform draws between them."""
     objective: str = "log_gap"
@@ -68,6 +78,26 @@ class Train:
     """Longest meta-gradient; longer ones are shortened."""
     second_order: bool = False
     """Differentiate through the gradients that the rule sees, too; for back-propagation."""
+    imitation_steps: int = 0
+    """Outer steps at the start in which the rule learns to take the steps of a teacher."""
+    imitation_teacher: Literal[
+        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"
+    ] = "adam"
+    """Whom to imitate."""
+    imitation_learning_rate: float = 0.01
+    """Learning rate of the teacher."""
+    gradient_noise: tuple[float, float] | None = None
+    """Range of the norm of noise on gradients, drawn for each training problem; none by default."""
+    dimension_factor: float | None = None
+    """Largest factor by which the number of coordinates grows, drawn for each training problem;
+    none by default."""
+    convex_term: float | None = None
+    """Weight of a random convex bowl beside each training problem; none by default."""
+    reparametrisation: Literal["global", "tensor", "parameter"] | None = None
+    """What has random units in training problems: all coordinates alike, each tensor or each
+    parameter; nothing by default."""
+    reparametrisation_range: tuple[float, float] = (1e-3, 1e3)
+    """Smallest and largest of these units."""
     random_scaling: float | None = None
     """Range r of pointwise random scaling exp(U(-r, r)); none by default."""
     checkpoint_seconds: float = 120.0
@@ -94,12 +124,21 @@ class Train:
             num_pairs=self.num_pairs,
             exploration=self.exploration,
             truncation=self.truncation,
+            segment_length=self.segment_length,
             horizon=horizon,
             objective=self.objective,
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
             clip_norm=self.clip_norm,
             second_order=self.second_order,
+            imitation_steps=self.imitation_steps,
+            imitation_teacher=self.imitation_teacher,
+            imitation_learning_rate=self.imitation_learning_rate,
+            gradient_noise=self.gradient_noise,
+            dimension_factor=self.dimension_factor,
+            convex_term=self.convex_term,
+            reparametrisation=self.reparametrisation,
+            reparametrisation_range=self.reparametrisation_range,
             random_scaling=self.random_scaling,
             checkpoint_seconds=self.checkpoint_seconds,
             seed=self.shared.seed,

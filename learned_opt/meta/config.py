@@ -13,12 +13,26 @@ import torch
 from learned_opt.errors import require, unknown_name
 from learned_opt.meta.horizons import Fixed, Horizon
 from learned_opt.meta.objectives import get_objective
+from learned_opt.tasks.augmentations import REPARAMETRISATIONS
+from learned_opt.tasks.transformed_task import require_range
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 """Floating-point types by name."""
 
-ESTIMATORS = ("truncated_backpropagation", "es", "pes", "es_single", "nres", "mixed", "ppo")
+ESTIMATORS = (
+    "truncated_backpropagation",
+    "backpropagation",
+    "es",
+    "pes",
+    "es_single",
+    "nres",
+    "mixed",
+    "ppo",
+)
 """Names of the ways to estimate the meta-gradient; see `learned_opt.meta.configured`."""
+
+TEACHERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion")
+"""Names of the rules that can be imitated."""
 
 
 @final
@@ -30,13 +44,29 @@ class TrainConfig:
         num_outer_steps: outer updates, one per truncation.
         num_problems: problems that move together in an episode; with perturbations, those of all
             pairs together.
-        truncation: inner steps of an outer update.
+        truncation: inner steps of an outer update; ``backpropagation`` takes all of the episode.
+        segment_length: inner steps whose graph ``backpropagation`` holds at a time; None takes the
+            root of the horizon, which needs the least memory.
         horizon: how many inner steps an episode lasts.
         objective: name of the meta-objective: ``sum``, ``final``, ``log``, ``log_gap``,
             ``log_mean_gap`` or ``balanced``.
         epsilon: floor of the logarithmic objectives, relative to the loss or gap at the start.
         task_weights: relative probability of each task; None makes them equal.
         task_epsilons: `epsilon` of each task, for ``ppo``; None makes all the same.
+        imitation_steps: outer steps at the start in which the rule learns to take the steps of a
+            teacher (Chen et al. 2020, arXiv:2010.09089), whatever the `estimator`; see
+            `learned_opt.meta.imitation`.
+        imitation_teacher: whom to imitate: a name in `TEACHERS`.
+        imitation_learning_rate: of the teacher.
+        gradient_noise: range of the norm of Gaussian noise on the gradients of training problems,
+            which is drawn log-uniformly for each; None adds none. See `NoisyGradient`.
+        dimension_factor: largest factor by which the number of coordinates of a training problem
+            grows, drawn for each; None leaves it. See `RandomDimension`.
+        convex_term: weight of a convex bowl beside each training problem (Lv et al. 2017,
+            arXiv:1703.03633, use 1); None adds none. See `ConvexTerm`.
+        reparametrisation: what has random units in training problems: ``global`` (all coordinates
+            alike), ``tensor`` or ``parameter``; None leaves them. See `Reparametrised`.
+        reparametrisation_range: smallest and largest of these units.
         random_scaling: range ``r`` of the random scaling ``exp(U(-r, r))`` of the coordinates of
             training problems (Lv et al. 2017, arXiv:1703.03633, use 3); None leaves them alone.
         second_order: differentiate through the gradients that the rule sees.
@@ -73,11 +103,20 @@ class TrainConfig:
     num_outer_steps: int = 2000
     num_problems: int = 64
     truncation: int = 20
+    segment_length: int | None = None
     horizon: Horizon = field(default=Fixed(100))
     objective: str = "log_gap"
     epsilon: float = 1e-6
     task_weights: tuple[float, ...] | None = None
     task_epsilons: tuple[float, ...] | None = None
+    imitation_steps: int = 0
+    imitation_teacher: str = "adam"
+    imitation_learning_rate: float = 0.01
+    gradient_noise: tuple[float, float] | None = None
+    dimension_factor: float | None = None
+    convex_term: float | None = None
+    reparametrisation: str | None = None
+    reparametrisation_range: tuple[float, float] = (1e-3, 1e3)
     random_scaling: float | None = None
     second_order: bool = False
     estimator: str = "truncated_backpropagation"
@@ -107,6 +146,7 @@ class TrainConfig:
             "num_outer_steps",
             "num_problems",
             "truncation",
+            "imitation_learning_rate",
             "epsilon",
             "sigma",
             "num_pairs",
@@ -137,10 +177,28 @@ class TrainConfig:
             self.eval_steps is None or self.eval_steps >= 1,
             f"eval_steps must be positive or None, got {self.eval_steps}",
         )
+        for name in ("segment_length", "convex_term", "random_scaling"):
+            value = getattr(self, name)
+            require(
+                value is None or (value > 0 and math.isfinite(value)),
+                f"{name} must be positive or None, got {value}",
+            )
         require(
-            self.random_scaling is None or self.random_scaling > 0,
-            f"random_scaling must be positive or None, got {self.random_scaling}",
+            0 <= self.imitation_steps <= self.num_outer_steps,
+            f"imitation_steps must lie between 0 and num_outer_steps={self.num_outer_steps}, "
+            f"got {self.imitation_steps}",
         )
+        if self.gradient_noise is not None:
+            require_range("gradient_noise", self.gradient_noise)
+        require(
+            self.dimension_factor is None or 1 <= self.dimension_factor < math.inf,
+            f"dimension_factor must be at least 1 or None, got {self.dimension_factor}",
+        )
+        if self.reparametrisation not in {None, *REPARAMETRISATIONS}:
+            raise unknown_name("reparametrisation", str(self.reparametrisation), REPARAMETRISATIONS)
+        require_range("reparametrisation_range", self.reparametrisation_range)
+        if self.imitation_teacher not in TEACHERS:
+            raise unknown_name("imitation_teacher", self.imitation_teacher, TEACHERS)
         require(
             self.checkpoint_seconds >= 0,
             f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}",
@@ -152,7 +210,7 @@ class TrainConfig:
         get_objective(self.objective)
         if self.estimator not in ESTIMATORS:
             raise unknown_name("estimator", self.estimator, ESTIMATORS)
-        slopes = {"truncated_backpropagation", "mixed"}
+        slopes = {"truncated_backpropagation", "backpropagation", "mixed"}
         require(
             not self.second_order or self.estimator in slopes,
             f"second_order=True needs an estimator that back-propagates, got '{self.estimator}'",
@@ -161,6 +219,10 @@ class TrainConfig:
             self.coordinate_share == 1 or self.estimator == "truncated_backpropagation",
             "coordinate_share below 1 needs the estimator 'truncated_backpropagation', "
             f"got '{self.estimator}'",
+        )
+        require(
+            self.segment_length is None or self.estimator == "backpropagation",
+            f"segment_length needs the estimator 'backpropagation', got '{self.estimator}'",
         )
         require(
             self.estimator != "ppo" or self.device == "cpu",

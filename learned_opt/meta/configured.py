@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from learned_opt.meta.augmentation import augmented
+from learned_opt.meta.backpropagation import Backpropagation
 from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.episodes import EpisodeSampler
 from learned_opt.meta.estimators import MetaGradient
 from learned_opt.meta.evolution import EvolutionStrategies
+from learned_opt.meta.imitation import Imitation, WarmStart
 from learned_opt.meta.mixed import Mixed
 from learned_opt.meta.objectives import OVER_STEPS, get_objective
 from learned_opt.meta.perturbations import Accumulated, NoiseSchedule, PerEpisode, PerTruncation
 from learned_opt.meta.ppo import ProximalPolicy
 from learned_opt.meta.truncated import TruncatedBackpropagation
+from learned_opt.rules.base import get_rule
 from learned_opt.tasks.base import Task
-from learned_opt.tasks.transforms import RandomlyScaled
 
 
 def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGradient[Any]:
-    """The estimator that `TrainConfig.estimator` names.
+    """The estimator that `TrainConfig.estimator` names, on tasks as `augmented` has them.
 
     ``truncated_backpropagation``
         `TruncatedBackpropagation`.
+    ``backpropagation``
+        `Backpropagation`, through whole episodes.
     ``es``
         Truncated ES; full-horizon ES if a truncation is as long as the longest episode.
     ``pes``
@@ -48,9 +53,17 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
     """
     if config.estimator == "truncated_backpropagation":
         return truncated_backpropagation(config, tasks)
+    if config.estimator == "backpropagation":
+        return Backpropagation(
+            sampler=_sampler(config, tasks),
+            objective=get_objective(config.objective),
+            epsilon=config.epsilon,
+            segment_length=config.segment_length,
+            second_order=config.second_order,
+        )
     if config.estimator == "ppo":
         return ProximalPolicy(
-            tasks=_scaled(config, tasks),
+            tasks=augmented(config, tasks),
             task_weights=config.task_weights,
             num_lanes=config.num_problems,
             rollout_steps=config.truncation,
@@ -105,15 +118,37 @@ def truncated_backpropagation(config: TrainConfig, tasks: Sequence[Task]) -> Met
     )
 
 
-def _scaled(config: TrainConfig, tasks: Sequence[Task]) -> list[Task]:
-    if config.random_scaling is None:
-        return list(tasks)
-    return [RandomlyScaled(task, log_range=config.random_scaling) for task in tasks]
+def warm_started(
+    config: TrainConfig, tasks: Sequence[Task], estimator: MetaGradient[Any]
+) -> MetaGradient[Any]:
+    """An estimator after as many steps of imitation as `config` asks for.
+
+    Args:
+        config: settings of the run.
+        tasks: what to train on.
+        estimator: what follows.
+
+    Returns:
+        `WarmStart`, or `estimator` itself if there is no imitation.
+    """
+    if config.imitation_steps == 0:
+        return estimator
+    teacher = get_rule(config.imitation_teacher, learning_rate=config.imitation_learning_rate)
+    return WarmStart(
+        imitation=Imitation(
+            sampler=_sampler(config, tasks),
+            teacher=teacher.to(config.device),
+            truncation=config.truncation,
+        ),
+        estimator=estimator,
+        imitation_steps=config.imitation_steps,
+        num_outer_steps=config.num_outer_steps,
+    )
 
 
 def _sampler(config: TrainConfig, tasks: Sequence[Task]) -> EpisodeSampler:
     return EpisodeSampler(
-        tasks=_scaled(config, tasks),
+        tasks=augmented(config, tasks),
         weights=config.task_weights,
         num_problems=config.num_problems,
         horizon=config.horizon,

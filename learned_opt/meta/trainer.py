@@ -16,7 +16,11 @@ from torch import Tensor
 from learned_opt.errors import LearnedOptError, require
 from learned_opt.meta.checkpoint import read_checkpoint, require_same_settings, write_checkpoint
 from learned_opt.meta.config import TrainConfig, stream_seed
-from learned_opt.meta.configured import configured_estimator, truncated_backpropagation
+from learned_opt.meta.configured import (
+    configured_estimator,
+    truncated_backpropagation,
+    warm_started,
+)
 from learned_opt.meta.estimators import MetaGradient, trainable
 from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.history import History
@@ -79,7 +83,8 @@ def meta_train(
         config: settings.
         out: folder for ``best.safetensors``, ``last.safetensors``, ``history.jsonl`` and
             ``checkpoint.pt``; made if missing.
-        estimator: how to estimate the meta-gradient; None as `config` says.
+        estimator: how to estimate the meta-gradient, after the imitation if there is any; None as
+            `config` says.
         tracker: where metrics go besides the history.
         resume: go on from the checkpoint in `out` if there is one.
         on_progress: called after each outer step with the steps done, their total and a short note.
@@ -147,7 +152,8 @@ class _Run:
         resume: bool,
     ) -> None:
         self.rule = rule.to(device=config.device, dtype=config.torch_dtype)
-        self.config, self.out, self.estimator, self.tracker = config, out, estimator, tracker
+        self.config, self.out, self.tracker = config, out, tracker
+        self.estimator = warm_started(config, tasks, estimator)
         # A hand-made rule's config is its theta, which training moves and the checkpoint restores.
         theta = dict(rule.named_parameters())
         self.settings = {
@@ -320,9 +326,11 @@ class _Run:
         """
         path = self.checkpoint_path
         saved = read_checkpoint(path, device=self.config.device)
-        # How often to save changes nothing of what is computed.
+        # A setting that is younger than the checkpoint had its default. How often to save changes
+        # nothing of what is computed.
+        younger = TrainConfig().to_json()
         free = {"checkpoint_seconds": self.config.checkpoint_seconds}
-        require_same_settings(path, {**saved["settings"], **free}, self.settings)
+        require_same_settings(path, {**younger, **saved["settings"], **free}, self.settings)
         try:
             self.rule.load_state_dict(saved["theta"])
         except RuntimeError as error:
