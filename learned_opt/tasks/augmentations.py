@@ -49,9 +49,8 @@ class Reparametrised(TransformedTask):
             number.
 
     References:
-        ``ReparamWeightsFamily`` of google/learned_optimization, with which Metz et al. 2022
-        (arXiv:2211.09760) trained. The default range is that of Moudgil et al. 2025
-        (arXiv:2501.12670), who take ``global``.
+        ``ReparamWeightsFamily`` of google/learned_optimization. The default range is that of
+        Moudgil et al. 2025 (arXiv:2501.12670), who take ``global``.
     """
 
     def __init__(

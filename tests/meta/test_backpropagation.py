@@ -139,7 +139,8 @@ def live_bytes(run):
         now = most = 0
 
         def __init__(self, tensor):
-            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            # Attached, it would be part of a cycle that nothing frees.
+            self.tensor, self.size = tensor.detach(), tensor.numel() * tensor.element_size()
             Held.now += self.size
             Held.most = max(Held.most, Held.now)
 
@@ -148,6 +149,7 @@ def live_bytes(run):
 
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         run()
+    assert Held.now == 0
     return Held.most
 
 
