@@ -94,6 +94,14 @@ _NETS = (
     _entry("parity_mlp"),
 )
 
+# Where all minima lie at one distance along every axis, a learning rate tuned to that distance is
+# there in a step. Turned, the same functions ask for an escape from each saddle.
+_ROTATED = (
+    _rotated("octopus-5", "octopus", dim=5),
+    _rotated("octopus-10", "octopus", dim=10),
+    _rotated("phi4_chain-16", "phi4_chain", dim=16),
+)
+
 _QUICK = (
     _entry("x2_y4_y2"),
     _entry("monkey_saddle"),
@@ -108,9 +116,11 @@ SUITES: dict[str, tuple[SuiteEntry, ...]] = {
     "plateau-core": _PLATEAU_CORE,
     "valley": _VALLEY,
     "nets": _NETS,
+    "rotated": _ROTATED,
     "quick": _QUICK,
 }
-"""Suites by name: saddles, plateaus, valleys, small networks on real data, and a quick look."""
+"""Suites by name: saddles, plateaus, valleys, small networks on real data, saddles turned away from
+the axes, and a quick look."""
 
 
 def get_suite(name: str) -> tuple[SuiteEntry, ...]:

@@ -9,7 +9,7 @@ ENTRIES = {entry.label: entry for suite in SUITES.values() for entry in suite}
 
 
 def test_the_suites_are_those_promised() -> None:
-    assert set(SUITES) == {"saddle-core", "plateau-core", "valley", "nets", "quick"}
+    assert set(SUITES) == {"saddle-core", "plateau-core", "valley", "nets", "rotated", "quick"}
 
 
 @pytest.mark.parametrize("name", SUITES)
