@@ -7,12 +7,14 @@ from torch.testing import assert_close
 from learned_opt.errors import LearnedOptError
 from learned_opt.features import dot
 from learned_opt.subspace import (
+    SAMPLE,
     Products,
     add_step,
     curvature_model,
     init_memory,
     remember,
     rows,
+    sampled,
     trust_region_step,
 )
 
@@ -157,3 +159,28 @@ def test_at_a_saddle_the_step_takes_the_way_out():
 def test_bad_sizes_are_refused():
     with pytest.raises(LearnedOptError, match="size must be positive, got 0"):
         init_memory(torch.zeros(1, 2), 0)
+
+
+def test_short_vectors_are_their_own_sample():
+    x = torch.randn(2, SAMPLE)
+    assert sampled(x) is x
+
+
+def test_products_of_samples_estimate_products():
+    rng = torch.Generator().manual_seed(0)
+    a, noise = torch.randn(2, 2, 4 * SAMPLE + 123, generator=rng)
+    b = 0.6 * a + 0.8 * noise
+    left, right = sampled(a), sampled(b)
+    assert 0.8 * SAMPLE < left.shape[1] <= SAMPLE
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    # Four standard errors of a mean over the sample.
+    assert ((dot(left, right) - dot(a, b)) / lengths).abs().max() < 4 * 2 * left.shape[1] ** -0.5
+    assert ((left.norm(dim=1) / a.norm(dim=1)) - 1).abs().max() < 4 * left.shape[1] ** -0.5
+
+
+def test_no_column_of_a_layer_is_left_out_of_a_sample():
+    width = 1024
+    column = torch.arange(6 * SAMPLE).remainder(width)[None].float()
+    chosen = sampled(column)
+    scale = (column.shape[1] / chosen.shape[1]) ** 0.5
+    assert len((chosen / scale).round().unique()) == width

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from learned_opt import subspace
 from learned_opt.actuators import get_actuator
 from learned_opt.actuators.base import Step, clip_to
 from learned_opt.features import dot, safe_ratio
@@ -451,6 +452,42 @@ def test_long_vectors_in_pieces_agree_with_all_at_once(curvature):
         assert torch.isfinite(other.updates).all()
         states = [step.state, adopt(other.state, step.state, step.updates)]
         x = x + step.updates
+
+
+def test_very_long_vectors_are_seen_by_a_sample(monkeypatch):
+    """The same numbers but for sampling errors; no more than the sample is kept of gradients."""
+    size, sample = 200_000, 40_000
+    rng = torch.Generator().manual_seed(0)
+    actuator = get_actuator("trust_region")
+    x = torch.randn(1, size, generator=rng)
+    bends = torch.linspace(-0.1, 1, size)[torch.randperm(size, generator=rng)]
+    states = {}
+    for room in (size, sample):
+        monkeypatch.setattr(subspace, "SAMPLE", room)
+        states[room] = actuator.init(x, learning_rate=torch.ones(1))
+    assert states[sample]["grads"].shape[1] <= sample
+    for _ in range(10):
+        g = bends * x + 0.1 * torch.randn(1, size, generator=rng)
+        action, drawn = decisions(1, rng, torch.float32), torch.randn(1, size, generator=rng)
+        seen, steps = {}, {}
+        for room in (size, sample):
+            monkeypatch.setattr(subspace, "SAMPLE", room)
+            seen[room], states[room] = actuator.observe(
+                g, torch.full((1,), torch.nan), x, states[room]
+            )
+            steps[room] = actuator.act(action, g, x, states[room], lambda z=drawn: z)
+            states[room] = steps[room].state
+        assert_close(seen[sample], seen[size], rtol=0.05, atol=0.05)
+        moved, wanted = steps[sample].updates, steps[size].updates
+        assert (moved - wanted).norm() < 0.1 * wanted.norm()
+        # Both go on from the same point with the same steps behind them.
+        x, memory = x + wanted, states[sample]["memory"]
+        states[sample] = {
+            **states[sample],
+            "memory": {**memory, "steps": states[size]["memory"]["steps"]},
+            "radius": states[size]["radius"],
+            "predicted": states[size]["predicted"],
+        }
 
 
 def test_a_radius_that_has_shrunk_to_nothing_keeps_its_slope_finite():

@@ -27,6 +27,7 @@ from learned_opt.subspace import (
     init_memory,
     remember,
     rows,
+    sampled,
     trust_region_step,
 )
 from learned_opt.trees import Tree, batched_product
@@ -67,8 +68,12 @@ class TrustRegion(Actuator):
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
     initial step size to give; that of `init` is not used.
 
+    Of more than `learned_opt.subspace.SAMPLE` parameters a sample is looked at: steps and means are
+    exact, what is seen and the model are estimates, off by some tenths of a percent.
+
     Args:
-        memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter.
+        memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter, of very
+            many parameters ``m + 2``.
 
     Raises:
         LearnedOptError: if `memory` is not positive.
@@ -159,7 +164,7 @@ class TrustRegion(Actuator):
         vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
         return {
             "memory": init_memory(params, self.memory),
-            "grads": vector,
+            "grads": torch.zeros_like(sampled(params)),
             "square": vector,
             "momentum": vector,
             "mean_square": scalar,
@@ -188,17 +193,21 @@ class TrustRegion(Actuator):
     ) -> tuple[Tensor, Tree]:
         """See `Actuator.observe`; NaN is a loss that is not known."""
         # What is seen has no graph, as in Andrychowicz et al. 2016; what is decided has one.
-        g, x, loss = grads.detach(), params.detach(), loss.detach().to(grads)
+        slope, g = grads.detach(), sampled(grads.detach())
+        x, loss = sampled(params.detach()), loss.detach().to(grads)
         s: dict[str, Tensor] = state  # type: ignore[assignment]
         is_first = s["steps"] == 0
         count = s["steps"] + 1
         norm, old_norm = torch.linalg.vector_norm(g, dim=1), s["norm"]
-        mean_square = torch.lerp(s["mean_square"], norm.square() / g.shape[1], 1 - _SLOW)
-        seen, vectors = _survey(g, x, state, mean_square)
+        mean_square = torch.lerp(s["mean_square"], norm.square() / slope.shape[1], 1 - _SLOW)
+        active = _active(g, slope.shape[1])
+        momentum, square, adaptive = _averages(slope, state, mean_square, active)
+        direction = sampled(adaptive)
+        seen, change = _survey(g, x, sampled(momentum), direction, state, active)
         remembers = torch.lerp(s["remembers"], torch.ones_like(norm), s["forgets"])
-        memory = remember(state["memory"], vectors["change"], seen.entries)  # type: ignore[arg-type]
+        memory = remember(state["memory"], change, seen.entries)  # type: ignore[arg-type]
         model = curvature_model(memory)
-        rest = _outside(g, vectors["adaptive"], memory, model, seen)
+        rest = _outside(g, direction, memory, model, seen)
         stride, size = seen.entries.steps_step[:, -1].sqrt(), seen.size
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
@@ -222,7 +231,7 @@ class TrustRegion(Actuator):
         growth, since_start, over_least, wide, widened, strode, steep, spread, kept = _log_ratio(
             torch.stack((
                 *(norm, norm, norm, radius, held, stride, largest * radius),
-                (mean_square / fading * g.shape[1]).sqrt(),
+                (mean_square / fading * slope.shape[1]).sqrt(),
                 seen.momentum / remembers,
             )),
             torch.stack((
@@ -280,8 +289,8 @@ class TrustRegion(Actuator):
             **state,
             "memory": memory,
             "grads": g,
-            "square": vectors["square"],
-            "momentum": vectors["momentum"],
+            "square": square,
+            "momentum": momentum,
             "mean_square": mean_square,
             "norm": norm,
             "radius": radius,
@@ -300,7 +309,7 @@ class TrustRegion(Actuator):
             "model": {
                 **model._asdict(),
                 **rest._asdict(),
-                "adaptive": vectors["adaptive"],
+                "adaptive": adaptive,
                 "adaptive_norm": seen.adaptive,
                 "along_adaptive": seen.along_adaptive,
                 "is_bad": is_bad,
@@ -427,42 +436,54 @@ class _Seen(NamedTuple):
     active: Tensor
 
 
-def _survey(
-    g: Tensor, x: Tensor, state: Tree, mean_square: Tensor
-) -> tuple[_Seen, dict[str, Tensor]]:
-    """What takes a look at every coordinate.
-
-    Returns:
-        Products, and the new vectors by name; ``adaptive``, Adam's direction, up to its length.
-    """
+def _averages(g: Tensor, state: Tree, mean_square: Tensor, active: Tensor) -> tuple[Tensor, ...]:
+    """New means of the gradient and of its square, and Adam's direction, up to its length."""
     s: dict[str, Tensor] = state  # type: ignore[assignment]
-    memory = state["memory"]
-    assert isinstance(memory, dict)
-    steps, changes = rows(memory, "steps"), rows(memory, "changes")[1:]
-    m = len(steps)
     # Relative to the coordinates that have a gradient: others must not count as small ones.
-    # Counting all of one long vector takes a tenth of the time of counting along an axis.
-    active = torch.count_nonzero(g)[None] if is_long(g) else (g != 0).sum(1)
-    active = active.clamp_min(1).to(g)
     floor = 1e-2 * (mean_square * g.shape[1] / active).sqrt()
     floor = floor.clamp_min(torch.finfo(g.dtype).tiny)[:, None]
     forgets = s["forgets"][:, None]
+
+    def work(
+        g: Tensor, momentum: Tensor, square: Tensor, *, out: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        momentum = torch.lerp(momentum, g, forgets, out=out[0])
+        square = torch.lerp(square, torch.square(g, out=out[2]), 1 - _SLOW, out=out[1])
+        root = torch.add(torch.sqrt(square, out=out[2]), floor, out=out[2])
+        return [], (momentum, square, torch.div(momentum, root, out=out[2]))
+
+    return in_pieces(work, g, s["momentum"], s["square"], out=3)[1]
+
+
+def _active(g: Tensor, length: int) -> Tensor:
+    """How many of `length` coordinates have a gradient, at least 1; `g` as `sampled`."""
+    # Counting all of one long vector takes a tenth of the time of counting along an axis.
+    count = torch.count_nonzero(g)[None] if is_long(g) else (g != 0).sum(1)
+    return (count * (length / g.shape[1])).clamp_min(1).to(g)
+
+
+def _survey(
+    g: Tensor, x: Tensor, momentum: Tensor, adaptive: Tensor, state: Tree, active: Tensor
+) -> tuple[_Seen, Tensor]:
+    """Products, and the change of the gradient; all vectors as `sampled`."""
+    s: dict[str, Tensor] = state  # type: ignore[assignment]
+    memory = state["memory"]
+    assert isinstance(memory, dict)
+    steps = [sampled(step) for step in rows(memory, "steps")]
+    changes = rows(memory, "changes")[1:]
+    m = len(steps)
 
     def work(
         g: Tensor,
         old: Tensor,
         x: Tensor,
         momentum: Tensor,
-        square: Tensor,
+        adaptive: Tensor,
         *remembered: Tensor,
         out: tuple[Tensor | None, ...],
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        momentum = torch.lerp(momentum, g, forgets, out=out[0])
-        square = torch.lerp(square, torch.square(g, out=out[3]), 1 - _SLOW, out=out[1])
-        change = torch.sub(g, old, out=out[2])
-        root = torch.add(torch.sqrt(square, out=out[3]), floor, out=out[3])
-        adaptive = torch.div(momentum, root, out=out[3])
-        stack = torch.stack((*remembered[:m], g, adaptive, change, old), dim=1, out=out[4])
+        change = torch.sub(g, old, out=out[0])
+        stack = torch.stack((*remembered[:m], g, adaptive, change, old), dim=1, out=out[1])
         table = stack @ stack[:, m - 1 : -1].mT
         sums = [
             table,
@@ -470,17 +491,19 @@ def _survey(
             torch.linalg.vector_norm(momentum, dim=1).square(),
         ]
         if m > 1:
-            others = torch.stack(remembered[m:], dim=1, out=out[5])
+            others = torch.stack(remembered[m:], dim=1, out=out[2])
             sums.append(_times(others, remembered[m - 1]))
-        return sums, (momentum, square, change, adaptive)
+        return sums, (change,)
 
-    inputs = (g, s["grads"], x, s["momentum"], s["square"], *steps, *changes)
-    (table, size, mean, *mixed), vectors = in_pieces(
-        work, *inputs, out=4, stacks=(m + 4, m - 1)[: 1 + (m > 1)]
+    (table, size, mean, *mixed), (change,) = in_pieces(
+        work,
+        *(g, s["grads"], x, momentum, adaptive, *steps, *changes),
+        out=1,
+        stacks=(m + 4, m - 1)[: 1 + (m > 1)],
     )
     # Columns: last step, gradient, Adam's direction, change.
-    last, slope, direction, change = table.unbind(2)
-    entries = Products(last[:, :m], change[:, :m], mixed[0] if mixed else last[:, :0])
+    last, slope, direction, changed = table.unbind(2)
+    entries = Products(last[:, :m], changed[:, :m], mixed[0] if mixed else last[:, :0])
     seen = _Seen(
         entries=entries,
         table=table[:, : m + 2, 1:3],
@@ -493,7 +516,7 @@ def _survey(
         momentum=mean.sqrt(),
         active=active,
     )
-    return seen, dict(zip(("momentum", "square", "change", "adaptive"), vectors, strict=True))
+    return seen, change
 
 
 class _Rest(NamedTuple):
@@ -516,8 +539,7 @@ def _outside(
     g: Tensor, adaptive: Tensor, memory: Tree, model: CurvatureModel, seen: _Seen
 ) -> _Rest:
     """Take what is known off the gradient and off Adam's direction."""
-    steps = rows(memory, "steps")
-    m = len(steps)
+    m = len(rows(memory, "steps"))
     along = (model.frame @ seen.table[:, :m]).mT
     inside = along @ model.frame
     if is_long(g):
@@ -528,6 +550,8 @@ def _outside(
         if bool((shares > _MUCH).all()):
             products = torch.cat((products, products[:, :, :1]), dim=2)
             return _Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
+
+    steps = [sampled(step) for step in rows(memory, "steps")]
 
     def work(
         g: Tensor, adaptive: Tensor, *steps: Tensor, out: tuple[Tensor | None, ...]

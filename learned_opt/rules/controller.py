@@ -24,7 +24,8 @@ class Controller(PolicyRule):
     if the start does not lie at the origin, so there is no step size to tune.
 
     Args:
-        memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter.
+        memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter, of very
+            many parameters ``m + 2``.
         lstm_units: units of the recurrent net.
         hidden: units of layers between it and the decisions.
         scope: ``problem`` decides once for all parameters, ``tensor`` for each tensor by itself,
