@@ -11,6 +11,7 @@ from torch import Tensor
 
 from learned_opt.errors import require
 from learned_opt.trees import Tree
+from learned_opt.workspace import in_pieces, is_long
 
 LOG_AND_SIGN_RANGE = 5.0
 """The ``p`` of Andrychowicz et al. 2016, appendix A, as their code sets it (``k = 5``)."""
@@ -330,5 +331,16 @@ def safe_ratio(above: Tensor, below: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows, ``[N, P] -> [N]``."""
+    if is_long(a):
+        (total,), _ = in_pieces(_dot, a, b, out=0)
+        return total
     products: Tensor = torch.linalg.vecdot(a, b)
     return products
+
+
+def _dot(
+    a: Tensor, b: Tensor, *, out: tuple[Tensor | None, ...]
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The product of two pieces."""
+    del out
+    return [torch.dot(a[0], b[0])[None]], ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from learned_opt.features import dot, safe_ratio
 from learned_opt.rules.base import Rule, build_rule, describe_rule, register_rule
 from learned_opt.rules.supervision import Book, Sight, Terms, advance, open_book, supervise, undo
 from learned_opt.trees import Params, Tree, choose, flatten, num_problems, per_row, unflatten
+from learned_opt.workspace import empty_like, is_long
 
 _LOG = logging.getLogger(__name__)
 
@@ -227,7 +229,7 @@ class Guarded(Rule):
         flat = flatten(updates).detach()
         step = {
             "from": point,
-            "length": torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64),
+            "length": _length(flat),
             "slope": dot(slopes, flat).double(),
             "promise": -dot(slopes, flatten(steps).detach()).double(),
         }
@@ -277,8 +279,9 @@ class Guarded(Rule):
     ) -> tuple[Sight, Book]:
         """What is seen at this point, and the book, in which runs that are back have arrived."""
         step, book = old["step"], old["book"]
-        moved = point - step["from"]
-        length = torch.linalg.vector_norm(moved, dim=1, dtype=torch.float64)
+        out = empty_like(point) if is_long(point) else None
+        moved = torch.sub(point, step["from"], out=out)
+        length = _length(moved)
         # What the caller makes of an update (a learning rate) is read off the distance moved.
         stood = step["length"] == 0
         scale = safe_ratio(length, step["length"]).masked_fill(stood, 1)
@@ -287,7 +290,7 @@ class Guarded(Rule):
             value = book["last"] + (scale * step["slope"] + dot(slopes, moved).double()) / 2
         else:
             value = loss.detach().double()
-        is_healthy = value.isfinite() & slopes.isfinite().all(dim=1)
+        is_healthy = value.isfinite() & _largest(slopes).isfinite()
         is_away = book["away"] > 0
         if bool(is_away.any()):
             is_there = (point == old["anchor"]["point"]).all(dim=1)
@@ -325,4 +328,17 @@ def _is_safe(updates: Params, point: Tensor) -> Tensor:
     """``[N]`` whether the next points are finite, and their squares."""
     limit = torch.finfo(point.dtype).max ** 0.5
     # NaN compares as false.
-    return (point + flatten(updates).detach()).abs().lt(limit).all(dim=1)
+    return _largest(point) + _largest(flatten(updates).detach()) < limit
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """``[N]`` the largest size of a coordinate, NaN if one is, without a temporary."""
+    largest: Tensor = torch.linalg.vector_norm(vectors, ord=math.inf, dim=1)
+    return largest
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """``[N]`` Euclidean lengths in float64, of long vectors without a copy in that type."""
+    if is_long(vectors):
+        return dot(vectors, vectors).double().sqrt()
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
