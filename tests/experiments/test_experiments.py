@@ -172,14 +172,19 @@ def test_ways_of_training(tmp_path):
     run(*argv)
     folder = tmp_path / "smoke"
     numbers = json.loads((folder / "results.json").read_text())
-    assert numbers["ways"]["ppo"]["ratio"]["trained"] == 1
+    assert len(numbers["ways"]) == 4
+    assert numbers["ways"]["ppo"]["mean"]["ratio"]["trained"] == pytest.approx(1)
     for found in numbers["ways"].values():
-        # Equal time, as far as a step can be told beforehand.
-        assert found["outer_steps"] >= 12 and found["nonfinite"] == 0
+        (run_of_seed,) = found["seeds"].values()
+        # What goes beyond the time given is a part of the last step.
+        assert run_of_seed["clock"][-1] == run_of_seed["seconds"] >= 1.2
+        assert len(run_of_seed["scores"]) >= 2 and run_of_seed["nonfinite"] == 0
+    assert (folder / "table.md").read_text().count("\n") == 2 + 4
     assert (folder / "ways_of_training.png").stat().st_size > 10_000
-    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
+    assert len(files) == 4 * 3
     run(*argv)
-    assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert files == {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
 
 
 @pytest.mark.slow
