@@ -1,13 +1,16 @@
 """Training for a given time, and what the comparison of ways of training makes of it."""
 
 import itertools
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from learned_opt.errors import LearnedOptError
 from learned_opt.meta.configured import configured_estimator
@@ -162,3 +165,45 @@ def test_the_rate_is_chosen_by_the_mean_over_seeds(tmp_path):
 
     found = [tried(1e-3, 0, -2.0), tried(1e-3, 1, -2.0), tried(3e-3, 0, -2.9), tried(3e-3, 1, -1.0)]
     assert script.chosen_rates(found) == {"ppo": 1e-3}
+
+
+def test_the_table_has_means_and_each_seed(tmp_path):
+    settings = script.Settings(suites=("quick",), out=tmp_path)
+    names = script.names_of(script.picked(get_preset("controller").mixture(), script.PARTS))
+    labels = list(script.entries_of(settings.suites, names))
+
+    def measured(way, seed, steps):
+        job = script.Job(
+            way=way, rate=1e-3, seed=seed, seconds=60, folder=tmp_path, num_scores=1, small=False
+        )
+        # One run was scored once less: a step of it was too long.
+        clock = [0.0, 30.0, 60.0][seed:]
+        scores = [-seed - k for k in range(len(clock))]
+        run = Timed(
+            seconds=60, outer_steps=9, nonfinite=0, clock=clock, steps=[0] * 3, scores=scores
+        )
+        times = {label: script.Times(means=np.full(3, steps), solved=0.5) for label in labels}
+        return script.Measured(job, run, times)
+
+    factors = dict(zip(script.WAYS, (1, 2, 3, 4), strict=True))
+    found = [measured(w, s, f * (20.0, 80.0)[s]) for w, f in factors.items() for s in (0, 1)]
+    script.write(settings, [], found, Console(quiet=True))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["groups"]["unseen"] == [
+        "x2_y4_y2",
+        "monkey_saddle",
+        "octopus-5",
+        "geman_mcclure",
+    ]
+    for way, factor in factors.items():
+        own = results["ways"][way]
+        for group in script.GROUPS:
+            ratios = [own[of]["ratio"][group] for of in ("mean",)]
+            ratios += [own["seeds"][seed]["ratio"][group] for seed in "01"]
+            # PPO's seeds take 20 and 80 steps, 40 in the geometric mean.
+            assert ratios == pytest.approx([factor, factor / 2, factor * 2])
+        assert own["mean"]["score"] == -2 and own["mean"]["minutes"] == 1
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 2 + 4 * 3
+    assert table[2].startswith("| PPO | mean | 1.00 | 9 | 0.001 | -2.00 | 1.00 | 1.00 | 50% |")
+    assert (tmp_path / "ways_of_training.png").stat().st_size > 10_000
