@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -231,6 +232,11 @@ def contestant(contender: str, kinds: Tensor, rates: Tensor) -> Rule:
     return resolve_rule(contender).double()
 
 
+def hush() -> None:
+    """No message for every hand-over: they are counted."""
+    logging.getLogger(guarded.__name__).setLevel(logging.ERROR)
+
+
 def run_job(job: Job) -> Outcome:
     """Do the work."""
     with numeric_settings():
@@ -345,7 +351,7 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
             yield job, run_job(job)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=hush) as pool:
         futures = {pool.submit(run_job, job): job for job in jobs}
         try:
             for future in as_completed(futures):

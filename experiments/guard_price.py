@@ -12,18 +12,17 @@ fallback alone should be at most 1.10. Beside it stands what guarantee 3 of `Gua
 than that in short runs, by the windows that are undone. A cell beyond both kept windows of the
 rule, which led to other places, or slowly.
 
-    python experiments/guard_price.py                       # a quarter of an hour on one core
+    python experiments/guard_price.py                       # about ten minutes on one core
     python experiments/guard_price.py --suites nets rotated
     python experiments/guard_price.py --smoke               # a minute; shows that it runs
 
 Writes results.json, table.md and guard_price.png into --out; a second call skips runs that are
-there.
+there, unless theta or the guard's source has changed.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 import torch
 import tyro
-from _guard_runs import GUARDS, KINDS, UNTRAINED, Job, Outcome, digest, run_jobs
+from _guard_runs import GUARDS, KINDS, UNTRAINED, Job, Outcome, digest, hush, run_jobs
 from _race_report import markdown
 from _ratios import TARGETS, Floats, restricted
 from rich.console import Console
@@ -364,6 +364,9 @@ def plot(found: Sequence[Cell], path: Path) -> None:
             yticks=range(len(names)),
             yticklabels=names,
         )
+        axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axis.grid(axis="x", alpha=0.2)
     axes[0].invert_yaxis()
     axes[0].legend(loc="lower left", fontsize="small")
@@ -436,7 +439,7 @@ def judge(
 def main(settings: Settings) -> None:
     """Tune, run, compare, write."""
     torch.set_num_threads(1)
-    logging.getLogger("learned_opt.rules.guarded").setLevel(logging.ERROR)
+    hush()
     assert float(get_rule("adam").learning_rate.detach()) == DEFAULT_RATE
     console = Console(width=220)
     entries = {
