@@ -81,7 +81,7 @@ def sampled(vectors: Tensor) -> Tensor:
     while any(stride % divisor == 0 for divisor in range(2, math.isqrt(stride) + 1)):
         stride += 1
     chosen = vectors[:, ::stride]
-    return chosen * (length / chosen.shape[1]) ** 0.5
+    return chosen * math.sqrt(length / chosen.shape[1])
 
 
 def init_memory(params: Tensor, size: int) -> Tree:
