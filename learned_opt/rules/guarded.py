@@ -326,7 +326,7 @@ class Guarded(Rule):
 
 def _is_safe(updates: Params, point: Tensor) -> Tensor:
     """``[N]`` whether the next points are finite, and their squares."""
-    limit = torch.finfo(point.dtype).max ** 0.5
+    limit = math.sqrt(torch.finfo(point.dtype).max)
     # NaN compares as false.
     return _largest(point) + _largest(flatten(updates).detach()) < limit
 
@@ -341,4 +341,5 @@ def _length(vectors: Tensor) -> Tensor:
     """``[N]`` Euclidean lengths in float64, of long vectors without a copy in that type."""
     if is_long(vectors):
         return dot(vectors, vectors).double().sqrt()
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    return length
