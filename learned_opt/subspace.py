@@ -246,7 +246,7 @@ def trust_region_step(
         slopes: ``[N, k]`` first derivatives ``c``.
         curvatures: ``[N, k]`` second derivatives ``lambda``.
         radius: ``[N]`` the ball's, positive.
-        num_bisections: halvings of the interval of ``log mu``.
+        num_bisections: halvings of the interval of ``log(mu + min(0, lambda_1))``.
 
     Returns:
         The step, without a graph.
@@ -263,18 +263,23 @@ def trust_region_step(
     c = torch.where(is_hard, torch.where(c >= 0, 1e-3, -1e-3).to(c) * whole, c)
     newton = c / curvature.clamp_min(tiny)
     is_inside = (lowest > 0) & (newton.norm(dim=1) <= radius)
-    floor = (-lowest).clamp_min(0) + torch.finfo(c.dtype).eps * largest[:, 0] + tiny
-    low = floor.log()
-    high = (floor + c.norm(dim=1) / radius.clamp_min(tiny)).log()
+    # Counted from the lowest curvature, so that it cannot cancel however small the slope is there.
+    base = (-lowest).clamp_min(0)
+    gaps = curvature + base[:, None]
+    reach = radius.clamp_min(tiny)
+    lowest_slope = (c * (gaps == 0)).norm(dim=1)
+    low = torch.where(base > 0, lowest_slope / reach, torch.finfo(c.dtype).eps * largest[:, 0])
+    high = c.norm(dim=1) / reach + torch.where(base > 0, 0.0, low)
+    low, high = (end.clamp(tiny, torch.finfo(c.dtype).max).log() for end in (low, high))
     if c.numel() <= _FEW:
-        low, high = _cut_in_eight(c, curvature, radius, low, high, num_cuts=-(-num_bisections // 3))
+        low, high = _cut_in_eight(c, gaps, radius, low, high, num_cuts=-(-num_bisections // 3))
     else:
         for _ in range(num_bisections):
             middle = (low + high) / 2
-            is_long = (c / (curvature + middle.exp()[:, None])).norm(dim=1) > radius
+            is_long = (c / (gaps + middle.exp()[:, None])).norm(dim=1) > radius
             low, high = torch.where(is_long, middle, low), torch.where(is_long, high, middle)
     shift = torch.where(is_inside, torch.zeros_like(high), high.exp())
-    p = -c / (curvature + shift[:, None]).clamp_min(tiny)
+    p = -c / (gaps + shift[:, None]).clamp_min(tiny)
     decrease = -(dot(slopes.detach(), p) + 0.5 * dot(curvature * p, p))
     return TrustedStep(p, decrease.clamp_min(0), is_inside)
 

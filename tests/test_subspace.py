@@ -156,6 +156,20 @@ def test_at_a_saddle_the_step_takes_the_way_out():
     assert down == pytest.approx(-0.5, rel=1e-2)
 
 
+@pytest.mark.parametrize("slope", [1e-15, 1e-12, 1e-8, 1e-3, 1e3, 1e15])
+@pytest.mark.parametrize("copies", [1, 200])
+def test_a_slope_far_smaller_than_curvature_times_radius_leads_no_further_than_the_radius(
+    slope, copies
+):
+    """In float32, where 30 and 30 + slope / radius are one number; both ways to bisect."""
+    slopes = slope * torch.tensor([[0.17, 0.0, 0.0, 1.0, 0.5]]).repeat(copies, 1)
+    curvatures = torch.tensor([[-30.0, 0.0, 0.0, 21.0, 38.0]]).repeat(copies, 1)
+    radius = torch.full((copies,), 0.0224)
+    step = trust_region_step(slopes, curvatures, radius)
+    assert_close(step.coefficients.norm(dim=1), radius, rtol=1e-3, atol=0)
+    assert torch.isfinite(step.decrease).all()
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(LearnedOptError, match="size must be positive, got 0"):
         init_memory(torch.zeros(1, 2), 0)
