@@ -280,6 +280,9 @@ def trust_region_step(
             low, high = torch.where(is_long, middle, low), torch.where(is_long, high, middle)
     shift = torch.where(is_inside, torch.zeros_like(high), high.exp())
     p = -c / (gaps + shift[:, None]).clamp_min(tiny)
+    # Slopes so small that their squares are zero must not lead further either.
+    p = torch.minimum(torch.maximum(p, -radius[:, None]), radius[:, None])
+    p = p * (radius / p.norm(dim=1).clamp_min(tiny)).clamp_max(1)[:, None]
     decrease = -(dot(slopes.detach(), p) + 0.5 * dot(curvature * p, p))
     return TrustedStep(p, decrease.clamp_min(0), is_inside)
 

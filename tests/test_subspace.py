@@ -168,6 +168,8 @@ def test_a_slope_far_smaller_than_curvature_times_radius_leads_no_further_than_t
     step = trust_region_step(slopes, curvatures, radius)
     assert_close(step.coefficients.norm(dim=1), radius, rtol=1e-3, atol=0)
     assert torch.isfinite(step.decrease).all()
+    underflown = trust_region_step(1e-30 * slopes, curvatures, radius)
+    assert (underflown.coefficients.norm(dim=1) <= radius * (1 + 1e-6)).all()
 
 
 def test_bad_sizes_are_refused():
