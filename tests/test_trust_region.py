@@ -194,6 +194,7 @@ class Straightforward:
                 "rest": rest,
                 "adaptive": adaptive,
                 "is_bad": is_bad,
+                "held": held,
             },
         }
         return clip_to(features, self.features), new
@@ -203,7 +204,8 @@ class Straightforward:
         seen: dict[str, Tensor] = state["model"]
         last, largest = s["step"], s["curvature"]
         a = action.to(grads).unbind(1)
-        radius = s["radius"] * (2 * a[0]).exp()
+        steady = a[9].clamp_min(0)
+        radius = s["radius"] ** (1 - steady) * seen["held"] ** steady * (2 * a[0]).exp()
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
@@ -227,12 +229,11 @@ class Straightforward:
             gain=gain,
             flatness=0.5 * a[5],
         )
-        # Where noise drowns what the steps say, Adam's step of a length by the clock.
-        timed = 3 * s["first_radius"] / s["steps"].sqrt() * (2 * a[9]).exp()
+        # Where noise drowns what the steps say about curvature, Adam's step of the radius' length.
         active = (grads != 0).sum(1).clamp_min(1).to(grads)
         agreement = seen["adaptive"].norm(dim=1) / active.sqrt()
         shorter = agreement.clamp_min(1e-4) ** a[10].clamp_min(0)
-        plain = -(timed * shorter)[:, None] * _unit(seen["adaptive"])
+        plain = -(radius * shorter)[:, None] * _unit(seen["adaptive"])
         move = torch.lerp(move, plain, whole[:, None])
         promise = -dot(grads, plain).detach().clamp_min(0)
         predicted = torch.lerp(trusted.decrease, promise, whole.detach())
@@ -245,7 +246,7 @@ class Straightforward:
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
             "step": known,
-            "radius": radius ** (1 - whole) * timed**whole,
+            "radius": radius,
             "predicted": predicted,
             "forgets": 0.1 ** (1 + a[11].detach().clamp_min(0)),
             "turned": turned,

@@ -36,8 +36,6 @@ from learned_opt.workspace import in_pieces, is_long, workspace
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
-_TIMED = 3.0
-"""First length by the clock over the first radius."""
 _PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
@@ -59,10 +57,9 @@ class TrustRegion(Actuator):
 
     Decisions multiply the radius, the curvature outside of the span and the length of unbounded
     steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
-    decrease of the loss in noise, a trust region has nothing to go by, and Adam's step may take the
-    place of the trusted one. Its length goes by the clock: a share of the length of the parameters
-    over the root of the number of steps, times a decision, shorter where gradients disagree; and
-    the momentum may average ten times as many gradients, from 10 to 100.
+    decrease of the loss in noise, three more matter: Adam's step may take the place of the trusted
+    one, shorter where gradients disagree; the radius may be held whatever the prediction was worth;
+    and the momentum may average ten times as many gradients, from 10 to 100.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
@@ -100,7 +97,7 @@ class TrustRegion(Actuator):
                 "adaptive step",
                 "noise",
                 "go back",
-                "pace",
+                "steadiness",
                 "agreement",
                 "patience",
             ),
@@ -313,6 +310,7 @@ class TrustRegion(Actuator):
                 "adaptive_norm": seen.adaptive,
                 "along_adaptive": seen.along_adaptive,
                 "is_bad": is_bad,
+                "held": held,
                 "agreement": seen.adaptive * fading.sqrt() / (remembers * seen.active.sqrt()),
             },
         }
@@ -327,9 +325,11 @@ class TrustRegion(Actuator):
         steps, lengths = rows(memory, "steps"), memory["lengths"]
         assert isinstance(lengths, Tensor)
         a = action.to(grads).unbind(1)
+        # Where noise decides how a step turned out, the radius is better left as it was.
+        steady, tiny = a[9].clamp_min(0), torch.finfo(s["radius"].dtype).tiny
+        nominal, held = (r.clamp_min(tiny).log() for r in (s["radius"], seen["held"]))
         # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
-        tiny = torch.finfo(s["radius"].dtype).tiny
-        radius = (s["radius"].clamp_min(tiny).log() + 2 * a[0]).exp().clamp_min(tiny)
+        radius = (torch.lerp(nominal, held, steady) + 2 * a[0]).exp().clamp_min(tiny)
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
@@ -348,12 +348,10 @@ class TrustRegion(Actuator):
             gain=gain,
             flatness=0.5 * a[5],
         )
-        # Where noise drowns what the steps say, Adam's step, of a length by the clock or of a
-        # shorter one where gradients disagree.
-        timed = _TIMED * s["first_radius"] * s["steps"].clamp_min(1).rsqrt()
-        timed = (timed.clamp_min(tiny).log() + 2 * a[9]).exp()
+        # Where noise drowns what the steps say about curvature, Adam's step: of the radius' length,
+        # or of the shorter one that it has where gradients disagree.
         shorter = (a[10].clamp_min(0) * seen["agreement"].clamp_min(1e-4).log()).exp()
-        plain = -timed * shorter * safe_ratio(torch.ones_like(radius), seen["adaptive_norm"])
+        plain = -radius * shorter * safe_ratio(torch.ones_like(radius), seen["adaptive_norm"])
         promise = (-plain.detach() * seen["along_adaptive"]).clamp_min(0)
         predicted = torch.lerp(trusted.decrease, promise, whole.detach())
         weights = weights * (1 - whole)[:, None]
@@ -373,7 +371,7 @@ class TrustRegion(Actuator):
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
             "memory": add_step(memory, move),
-            "radius": torch.lerp(radius.log(), timed.log(), whole).exp(),
+            "radius": radius,
             "predicted": predicted,
             "forgets": (1 - _FAST) * (_PATIENCE * a[11].detach().clamp_min(0)).exp(),
             "turned": safe_ratio(along, length * lengths[:, -1]),

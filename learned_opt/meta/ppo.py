@@ -32,9 +32,6 @@ from learned_opt.trees import Tree, select, tree_map
 _REFILL = 8
 """Steps between two looks for lanes that have ended."""
 
-_HELD = 32
-"""Steps for which what is added to decisions stays the same where there is noise."""
-
 _FADING = 0.9
 _FEW_REACHED, _SLOWEST = 0.05, 1000.0
 """At the start a pace of twenty steps; none is slower than a thousand."""
@@ -117,9 +114,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
     """The clipped policy gradient, one minibatch an outer step.
 
     All deterministic tasks are played in one batch, each task with minibatches or noise in a batch
-    of its own. There a change of decisions is kept up for a rollout: what a single step is worth
-    does not show among minibatches. The critic sees what no rule can: the gap, the best gap and the
-    task (an asymmetric critic), which takes away most of the variance.
+    of its own. The critic sees what no rule can: the gap, the best gap and the task (an asymmetric
+    critic), which takes away most of the variance.
 
     Attributes:
         tasks: what to train on.
@@ -127,7 +123,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
         num_lanes: episodes side by side.
         rollout_steps: steps between two updates of the policy.
         horizon: how long episodes last.
-        stochastic_stretch: those of tasks with minibatches or noise last this many times longer.
         epsilon: the smallest relative gap that counts, one for all tasks or one for each.
         exploration: standard deviation of decisions at the start and in the end.
         epochs: passes over a rollout.
@@ -140,8 +135,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
     References:
         Schulman et al. 2017 (arXiv:1707.06347); Schulman et al. 2016 (arXiv:1506.02438) for the
         advantages; Pinto et al. 2018 (arXiv:1710.06542) for asymmetric critics; Li and Malik 2017
-        (arXiv:1606.01885) for policy search over update rules; Raffin et al. 2022
-        (arXiv:2005.05719) for exploration that lasts.
+        (arXiv:1606.01885) for policy search over update rules.
     """
 
     tasks: Sequence[Task]
@@ -153,7 +147,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
     exploration: tuple[float, float] = (0.3, 0.1)
     epochs: int = 3
     minibatches: int = 4
-    stochastic_stretch: float = 1.0
     pool_size: int = 16384
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -271,7 +264,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
                     actuator=actuator,
                     num_lanes=count,
                     horizon=self.horizon,
-                    stretch=self.stochastic_stretch if task.is_stochastic else 1.0,
                     # A mixture that is one task has kinds of its own, all with the same target.
                     epsilons=tuple(self.epsilons[k] for k in group)
                     if len(group) > 1
@@ -315,7 +307,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
         memory = state.memory
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
-        is_noisy, kept = self._is_stochastic(state), torch.empty(0)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
@@ -328,9 +319,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
             before.append(self._seen_by_critic(state))
             mean, memory = policy.outputs(seen, memory)
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
-            # Among minibatches no single decision shows: the same change of many steps does.
-            kept = drawn if k % _HELD == 0 else kept
-            drawn = torch.where(is_noisy[:, None], kept, drawn)
             action = mean + std * drawn
             kinds.append(self._kinds(state))
             pace = state.pace[kinds[-1]]

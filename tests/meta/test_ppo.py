@@ -256,32 +256,6 @@ def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
     assert moved.std().item() == pytest.approx(1, abs=1e-2)  # of two groups, each with 1
 
 
-def test_where_there_is_noise_a_change_of_decisions_is_kept_up():
-    rule = controller()
-    with torch.no_grad():
-        for parameter in rule.layers[-1].parameters():
-            parameter.zero_()
-    state = (
-        configured_estimator(CONFIG, tasks()).estimate(rule, None, progress=0.0, rng=rng()).state
-    )
-    actions = state.rollout.actions
-    is_noisy = torch.cat([
-        torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
-    ])
-    assert 0 < is_noisy.sum() < len(is_noisy)
-    assert (actions[:, is_noisy] == actions[0, is_noisy]).all()
-    assert (actions[1:, ~is_noisy] != actions[:-1, ~is_noisy]).all()
-    assert actions[0].std().item() == pytest.approx(0.3, rel=0.1)
-
-
-def test_episodes_with_noise_are_stretched():
-    config = replace(CONFIG, horizon=Fixed(7), stochastic_stretch=2.5)
-    state = configured_estimator(config, tasks()).estimate(
-        controller(), None, progress=0.0, rng=rng()
-    )
-    assert [set(standing["horizon"].tolist()) for standing in state.state.standings] == [{7}, {18}]
-
-
 def test_a_critic_learns_what_it_is_shown():
     critic = Critic(2, 1, hidden=16, learning_rate=1e-2)
     seen = torch.rand(512, 3, generator=rng())
