@@ -327,7 +327,11 @@ def _add(
     p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float, *, is_guarded: bool
 ) -> None:
     """Add ``lr`` times the update in place, and shrink."""
-    if not is_guarded and p.dtype == update.dtype and not isinstance(lr, Tensor):
+    if (
+        p.dtype == update.dtype
+        and not isinstance(lr, Tensor)
+        and (not is_guarded or _is_harmless(p, update, lr))
+    ):
         if lr * weight_decay:
             p.mul_(1 - lr * weight_decay)
         p.add_(update, alpha=lr)
@@ -336,6 +340,15 @@ def _add(
     moved = (precise * (1 - lr * weight_decay) + lr * update).to(p.dtype)
     # A guard sees neither the learning rate nor what the parameter's type can hold.
     p.copy_(torch.where(moved.isfinite(), moved, p) if is_guarded else moved)
+
+
+def _is_harmless(p: Tensor, update: Tensor, lr: float) -> bool:
+    """Whether a look at the largest numbers shows that nothing becomes infinite."""
+    if p.device.type != "cpu":
+        return False  # Looking would wait for the device.
+    reach = sum(max(t.amax().item(), -t.amin().item()) * s for t, s in ((p, 1), (update, abs(lr))))
+    # NaN compares as false; shrinking by weight decay is at most a reversal.
+    return reach < torch.finfo(p.dtype).max / 2
 
 
 def _named(group: Group) -> dict[str, Tensor]:
