@@ -195,7 +195,9 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
         seen, state = actuator.observe(grads, loss, x, state)
         rest, is_whole = state["model"]["norm"], state["model"]["is_known"].sum(1) == 2
         num_whole += int(is_whole.sum())
-        assert (rest[is_whole] == 0).all() and (rest[~is_whole] != 0).all()
+        # The squares of smaller gradients are zero in float32.
+        is_partial = ~is_whole & (grads.norm(dim=1) > 1e-18)
+        assert (rest[is_whole] == 0).all() and (rest[is_partial] != 0).all()
         assert (seen[is_whole, unknown] == actuator.features[unknown].low).all()
         step = actuator.act(torch.zeros(16, 12), grads, x, state, quietness)
         x, state = x + step.updates, step.state
