@@ -6,16 +6,14 @@ import hashlib
 import inspect
 import json
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _jobs import sample
+from _jobs import in_processes, sample
 from _ratios import EVENTS, Floats
 from torch import Tensor
 
@@ -338,24 +336,8 @@ def run_jobs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not job.path(folder).exists()]
-    for job, outcome in _outcomes(missing, workers):
+    for job, outcome in in_processes(run_job, missing, workers=workers, initializer=hush):
         text = outcome.to_json() + "\n"
         write_atomically(job.path(folder), lambda path, text=text: path.write_text(text))
         on_done(job)
     return [Outcome.from_json(job.path(folder).read_text()) for job in jobs]
-
-
-def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield job, run_job(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=hush) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

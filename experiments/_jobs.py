@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from learned_opt.bench.suites import SuiteEntry
 from learned_opt.bench.tuning import GROUP, LARGE_DIM, defaults, sweep
 from learned_opt.bench.units import derive_seed, library_version, numeric_settings
 from learned_opt.tasks.base import Problems
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 LARGEST_HESSIAN = 200
 """Parameters up to which the Newton oracle runs."""
@@ -126,7 +129,7 @@ def run_jobs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not job.path(folder).exists()]
-    for job, times in _outcomes(missing, workers):
+    for job, times in in_processes(run_job, missing, workers=workers):
         # JSON has no infinity.
         record = {"config": job.config(), "times": np.where(np.isfinite(times), times, -1).tolist()}
         text = json.dumps(record) + "\n"
@@ -136,14 +139,28 @@ def run_jobs(
     return [np.where(times < 0, np.inf, times) for times in found]
 
 
-def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Floats]]:
+def in_processes(
+    work: Callable[[J], R],
+    jobs: Sequence[J],
+    *,
+    workers: int,
+    initializer: Callable[[], None] | None = None,
+) -> Iterator[tuple[J, R]]:
+    """Jobs with what `work` makes of them, in the order in which they end.
+
+    Args:
+        work: a function of a module.
+        jobs: what it is given.
+        workers: processes; with one, all is done in this one.
+        initializer: called first in each process, this one excepted.
+    """
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job, run_job(job)
+            yield job, work(job)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(run_job, job): job for job in jobs}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=initializer) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -25,6 +25,7 @@ anew; after changes to the code, use another folder.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -47,6 +48,8 @@ from rich.table import Table
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from learned_opt import optim
+from learned_opt.bench.units import library_version
 from learned_opt.cli.progress import progress_bar
 from learned_opt.errors import require
 from learned_opt.optim import LearnedOptimizer
@@ -130,10 +133,14 @@ def adam() -> Entrant:
 def learned(rules: Iterable[str], *, no_guard: bool) -> list[Entrant]:
     """Learned rules under guard, and without if that is asked for."""
     rules = list(rules)
+    # Runs go stale with the sources that made them, as in the benchmark.
+    sources = [library_version(), inspect.getsource(optim)]
     found = []
     for name, spec in zip(labels(rules), rules, strict=True):
         rule = resolve_rule(spec)
-        digest = hashlib.sha256(json.dumps([rule.name, rule.config()], default=str).encode())
+        digest = hashlib.sha256(
+            json.dumps([rule.name, rule.config(), *sources], default=str).encode()
+        )
         for key, value in rule.state_dict().items():
             digest.update(key.encode() + value.cpu().numpy().tobytes())
         for guard in (True, False) if no_guard else (True,):
