@@ -32,7 +32,7 @@ from learned_opt.tasks.base import Problems, Task
 from learned_opt.trees import Params, Tree, flatten
 from learned_opt.unroll import Carry, unroll
 
-GUARDS: dict[str, dict[str, Any]] = {"LearnedOptimizer": optim._TERMS, "Guarded": {}}
+GUARDS: dict[str, dict[str, Any]] = {"LearnedOptimizer": optim.GUARD_TERMS, "Guarded": {}}
 """Whose terms a guard has, and what differs from the defaults of `Guarded`."""
 
 KINDS = ("freezes", "climbs", "leaps", "breaks", "crawls")

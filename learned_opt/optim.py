@@ -22,7 +22,7 @@ Group: TypeAlias = dict[str, Any]
 _RULE_STATE = "rule_state"
 _GENERATOR_STATE = "generator_state"
 
-_TERMS: Any = {"demand": 0.1, "window": 32}
+GUARD_TERMS: Any = {"demand": 0.1, "window": 32}
 """Milder than the guard's defaults, which are for gradients without noise. On networks with
 minibatches Adam, at its own defaults, keeps 7 to 35 % of its promises in the last fifth of training
 (`experiments/promises.py`): the part of a step that follows the noise of the gradient it is judged
@@ -96,10 +96,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule = copy.deepcopy(rule) if isinstance(rule, Rule) else resolve_rule(rule)
         mover = rule
         if guard is True and not isinstance(rule, HandMade | Guarded):
-            mover = Guarded(rule, "adam", **_TERMS)
+            mover = Guarded(rule, "adam", **GUARD_TERMS)
         elif not isinstance(guard, bool):
             fallback = copy.deepcopy(guard) if isinstance(guard, Rule) else resolve_rule(guard)
-            mover = Guarded(rule, fallback, **_TERMS)
+            mover = Guarded(rule, fallback, **GUARD_TERMS)
         self._mover = mover.requires_grad_(requires_grad=False).eval()
         self.rule = rule
         self.seed = seed
@@ -330,7 +330,7 @@ def _add(
     if (
         p.dtype == update.dtype
         and not isinstance(lr, Tensor)
-        and (not is_guarded or _is_harmless(p, update, lr))
+        and (not is_guarded or _is_harmless(p, update, lr, weight_decay))
     ):
         if lr * weight_decay:
             p.mul_(1 - lr * weight_decay)
@@ -342,13 +342,13 @@ def _add(
     p.copy_(torch.where(moved.isfinite(), moved, p) if is_guarded else moved)
 
 
-def _is_harmless(p: Tensor, update: Tensor, lr: float) -> bool:
+def _is_harmless(p: Tensor, update: Tensor, lr: float, weight_decay: float) -> bool:
     """Whether a look at the largest numbers shows that nothing becomes infinite."""
     if p.device.type != "cpu":
         return False  # Looking would wait for the device.
-    reach = sum(max(t.amax().item(), -t.amin().item()) * s for t, s in ((p, 1), (update, abs(lr))))
-    # NaN compares as false; shrinking by weight decay is at most a reversal.
-    return reach < torch.finfo(p.dtype).max / 2
+    moved, stayed = (max(t.amax().item(), -t.amin().item()) for t in (update, p))
+    # NaN compares as false.
+    return abs(lr) * moved + abs(1 - lr * weight_decay) * stayed < torch.finfo(p.dtype).max
 
 
 def _named(group: Group) -> dict[str, Tensor]:
