@@ -2,7 +2,6 @@
 
 import copy
 import io
-import logging
 import pickle
 
 import pytest
@@ -14,14 +13,12 @@ from learned_opt.optim import LearnedOptimizer
 from learned_opt.rules.adaptive import Adam, AdamW
 from learned_opt.rules.base import Rule, get_rule
 from learned_opt.rules.classic import SGD, Momentum
-from learned_opt.rules.guarded import Guarded
 from learned_opt.rules.lstm import CoordinatewiseLSTM
 from learned_opt.rules.noisy import NoisyGD
 from learned_opt.rules.perturbed import PerturbedGDTheory
 from learned_opt.rules.rnnprop import RNNProp
 from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Facts, Problems, Task
-from learned_opt.tasks.datasets import digits
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
 
@@ -571,31 +568,3 @@ def test_parameters_are_still_leaves_and_zero_grad_works():
     assert all(p.grad is None for p in model.parameters())
     optimizer.zero_grad(set_to_none=False)
     assert "weight_decay" in repr(optimizer)
-
-
-def test_with_minibatches_a_fallback_passes_its_own_guard(caplog):
-    """Noise inflates promises: at the demand of nine tenths Adam hands over to Adam."""
-    data = digits().first(512)
-    inputs, labels = data.inputs.float(), data.labels
-
-    def hand_overs(make):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        optimizer = make(model.parameters())
-        rng = torch.Generator().manual_seed(1)
-        caplog.clear()
-        for _ in range(300):
-            index = torch.randint(len(labels), (32,), generator=rng)
-
-            def closure(index=index):
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(inputs[index]), labels[index])
-                loss.backward()
-                return loss
-
-            optimizer.step(closure)
-        return len(caplog.records)
-
-    with caplog.at_level(logging.INFO, logger="learned_opt.rules.guarded"):
-        assert hand_overs(lambda p: LearnedOptimizer(p, Guarded(Adam(), Adam(), demand=0.9))) > 0
-        assert hand_overs(lambda p: LearnedOptimizer(p, Adam(), guard=Adam())) == 0
