@@ -18,8 +18,8 @@ nothing is tuned by them and nothing stops early.
     python experiments/real_training.py --smoke    # seconds; shows that it runs, not the result
 
 Writes results.json, table.md and real_training.png into --out, and one file for each run, so that
-an interrupted experiment goes on where it was. Runs whose settings or weights have changed are made
-anew; after changes to the code, use another folder.
+an interrupted experiment goes on where it was. Runs of learned rules whose weights or sources have
+changed are made anew; after changes to the problems, use another folder.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import tyro
 from learned_opt.cli.options import Options
 from learned_opt.cli.progress import console, progress_bar
 from learned_opt.errors import require
-from learned_opt.meta.horizons import Fixed, Horizon, LogUniform
+from learned_opt.meta.horizons import Curriculum, Fixed, Horizon, LogUniform
 from learned_opt.meta.presets import get_preset
 from learned_opt.meta.trainer import TrainConfig, TrainResult, meta_train
 from learned_opt.rules.base import Rule, get_rule
@@ -68,6 +68,9 @@ class Train:
     default, which needs the least memory."""
     horizon: tuple[int, ...] = (100,)
     """Inner steps per episode: one number, or two for log-uniform draws between them."""
+    curriculum: tuple[int, ...] = ()
+    """Shorter horizons to begin with, in order; each of them, and then --horizon, gets an equal
+    share of the outer steps."""
     objective: str = "log_gap"
     """Meta-objective: sum, final, log, log_gap, ..."""
     learning_rate: float = 3e-3
@@ -116,6 +119,8 @@ class Train:
         horizon: Horizon = (
             Fixed(self.horizon[0]) if len(self.horizon) == 1 else LogUniform(*self.horizon)
         )
+        if self.curriculum:
+            horizon = Curriculum((*map(Fixed, self.curriculum), horizon))
         config = TrainConfig(
             num_outer_steps=self.num_outer_steps,
             num_problems=self.num_problems,

@@ -7,6 +7,8 @@ import pytest
 
 from learned_opt.bench import runner
 from learned_opt.cli.main import main
+from learned_opt.meta.horizons import Curriculum, Fixed, LogUniform
+from learned_opt.rules.weights import read_metadata
 
 TINY_BENCH = (
     "--num-instances", "2", "--num-tuning-instances", "2", "--tuning-trials", "0", "2",
@@ -158,6 +160,17 @@ def test_train_writes_weights_that_load_and_resumes(tmp_path, capsys):
     assert run(*argv) == 2
     assert "already holds a run" in sentence(capsys)
     assert run(*argv, "--resume") == 0
+
+
+def test_a_curriculum_comes_before_the_horizon(tmp_path):
+    argv = (
+        "train", "lstm", "--tasks", "random_quadratic", "--num-outer-steps", "2",
+        "--num-problems", "4", "--curriculum", "20", "40", "--horizon", "60", "80",
+        "--wandb", "disabled", "--out", tmp_path,
+    )  # fmt: skip
+    assert run(*argv) == 0
+    made = json.loads(read_metadata(tmp_path / "best.safetensors")["training"])["horizon"]
+    assert made == Curriculum((Fixed(20), Fixed(40), LogUniform(60, 80))).config()
 
 
 def test_diagnose_names_symptoms_and_draws_them(tmp_path, capsys):
