@@ -2,8 +2,9 @@
 
 A decision is silenced by its row of the last layer, and then stays at its nominal value: the step
 is that of the trust region left alone. Features are silenced by their columns of the first layer,
-in groups; the LSTM's memory by forgetting all. Nothing is trained anew, so a number says how much
-the trained net leans on a part, not how good the best net without it would be.
+in groups; the LSTMs' memory by forgetting all; each of the two nets by a judge that always believes
+in the other. Nothing is trained anew, so a number says how much the trained nets lean on a part,
+not how good the best ones without it would be.
 
 Two measures, above 1 where the part helps: the restricted mean number of steps to 0.1, 0.01 and
 0.0001 of the starting gap on fresh instances of the benchmark's tasks, over that of the whole
@@ -39,7 +40,7 @@ from rich.table import Table
 
 from learned_opt.errors import require
 from learned_opt.optim import LearnedOptimizer
-from learned_opt.rules.policy import PolicyRule
+from learned_opt.rules.controller import Controller
 from learned_opt.rules.weights import read_metadata, resolve_rule
 
 mpl.use("Agg")
@@ -80,31 +81,47 @@ class Settings:
 
 
 def silenced(
-    rule: PolicyRule, *, decision: str = "", features: Sequence[str] = (), memory: bool = False
-) -> PolicyRule:
-    """A copy of the rule without some parts."""
+    rule: Controller,
+    *,
+    decision: str = "",
+    features: Sequence[str] = (),
+    memory: bool = False,
+    belief: float | None = None,
+) -> Controller:
+    """A copy of the rule without some parts, or with a judge that always believes the same."""
     rule = copy.deepcopy(rule)
-    assert rule.lstm is not None
     names = [feature.name for feature in rule.actuator.features]
-    last = rule.layers[-1]
-    assert isinstance(last, torch.nn.Linear)
+    nets = (rule, rule.amid_noise)
     with torch.no_grad():
         if decision:
             place = rule.actuator.actions.names.index(decision)
-            last.weight[place] = 0
-            # Noise is drawn from -1 on: nominal is none.
-            last.bias[place] = -1.0 if decision == "noise" else 0.0
-        for name in features:
-            rule.lstm.weight_ih[:, names.index(name)] = 0
-        if memory:
-            rule.lstm.bias_ih.chunk(4)[1].fill_(-1e3)  # The forget gate.
-            rule.lstm.weight_hh.zero_()
+            for net in nets:
+                net.layers[-1].weight[place] = 0  # type: ignore[index,operator]
+                # Noise is drawn from -1 on: nominal is none.
+                net.layers[-1].bias[place] = -1.0 if decision == "noise" else 0.0  # type: ignore[operator]
+        for net in (*nets, rule.judge):
+            assert net.lstm is not None
+            for place in map(names.index, features):
+                net.lstm.weight_ih[:, place : place + 1] = (
+                    0  # The judge has no column for the last.
+                )
+            if memory:
+                net.lstm.bias_ih.chunk(4)[1].fill_(-1e3)  # The forget gate.
+                net.lstm.weight_hh.zero_()
+        if belief is not None:
+            rule.judge.layers[-1].weight.zero_()  # type: ignore[operator]
+            rule.judge.layers[-1].bias.fill_(belief)  # type: ignore[operator]
     return rule
 
 
-def variants(rule: PolicyRule) -> dict[str, PolicyRule]:
+def variants(rule: Controller) -> dict[str, Controller]:
     """The whole controller first, then all that lack something."""
-    found = {"whole": rule, "without memory (LSTM)": silenced(rule, memory=True)}
+    found = {
+        "whole": rule,
+        "without memory (LSTMs)": silenced(rule, memory=True),
+        "net for noise alone": silenced(rule, belief=30.0),
+        "net for no noise alone": silenced(rule, belief=-30.0),
+    }
     for name in rule.actuator.actions.names:
         found[f"decision: {name}"] = silenced(rule, decision=name)
     for group, names in FEATURES.items():
@@ -112,7 +129,7 @@ def variants(rule: PolicyRule) -> dict[str, PolicyRule]:
     return found
 
 
-def final_loss(rule: PolicyRule, problem: Problem, seed: int, num_steps: int) -> float:
+def final_loss(rule: Controller, problem: Problem, seed: int, num_steps: int) -> float:
     """Training loss after `num_steps` minibatches, at least `LOSS_FLOOR`; inf if not finite."""
     model = problem.model(seed)
     optimizer = LearnedOptimizer(model.parameters(), copy.deepcopy(rule).float(), guard=False)
@@ -147,10 +164,10 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     rule = resolve_rule(settings.rule)
     require(
-        isinstance(rule, PolicyRule) and rule.actuator.name == "trust_region",
+        isinstance(rule, Controller),
         f"--rule must be a controller, got '{settings.rule}'",
     )
-    assert isinstance(rule, PolicyRule)
+    assert isinstance(rule, Controller)
     names = json.loads(read_metadata(settings.rule).get("tasks") or "[]")
     entries = entries_of(settings.suites, names)
     if settings.smoke:

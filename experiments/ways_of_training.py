@@ -254,7 +254,7 @@ def train(job: Job) -> Timed:
         own: dict[str, Any] = {"task_epsilons": tuple(part.epsilon or common for part in parts)}
     else:
         tasks, weights = batched(parts)
-        own = {"task_epsilons": None}
+        own = {"task_epsilons": None, "stochastic_stretch": 1.0}
     config = preset.config(
         estimator=way.estimator,
         seed=job.seed,

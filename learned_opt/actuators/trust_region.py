@@ -36,6 +36,10 @@ from learned_opt.workspace import in_pieces, is_long, workspace
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
+_FIRST = 0.1
+"""First radius over the length of the parameters."""
+_TIMED = 3.0
+"""First length by the clock over the first radius."""
 _PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
@@ -57,9 +61,10 @@ class TrustRegion(Actuator):
 
     Decisions multiply the radius, the curvature outside of the span and the length of unbounded
     steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
-    decrease of the loss in noise, three more matter: Adam's step may take the place of the trusted
-    one, shorter where gradients disagree; the radius may be held whatever the prediction was worth;
-    and the momentum may average ten times as many gradients, from 10 to 100.
+    decrease of the loss in noise, three more matter: the radius may go by the clock instead of by
+    what the last prediction was worth, as a share of the length of the parameters over the root of
+    the number of steps; Adam's step may take the place of the trusted one, shorter where gradients
+    disagree; and the momentum may average ten times as many gradients, from 10 to 100.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
@@ -147,8 +152,8 @@ class TrustRegion(Actuator):
             Feature("persistence", "log of momentum's norm over the gradient's", -4, 2),
             Feature("trend", "mean decrease over its mean size at decay 0.9", -1, 1),
             # What lies beyond training's runs and sizes counts as their end.
-            Feature("time", "log of steps / 5", 0, 1.2),
-            Feature("size", "log of the number of parameters with a gradient, over 10", 0, 0.7),
+            Feature("time", "log of steps / 5", 0, 1.34),
+            Feature("size", "log of the number of parameters with a gradient, over 10", 0, 0.78),
         )
 
     def config(self) -> dict[str, Any]:
@@ -185,6 +190,14 @@ class TrustRegion(Actuator):
             "remembers": scalar,
         }
 
+    def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
+        """See `Actuator.restart`; the first radius is that of a clock that went on."""
+        size = torch.linalg.vector_norm(sampled(params), dim=1)
+        return {
+            **self.init(params, learning_rate=learning_rate),
+            "first_radius": _FIRST * size * steps.to(size).rsqrt(),
+        }
+
     def observe(
         self, grads: Tensor, loss: Tensor, params: Tensor, state: Tree
     ) -> tuple[Tensor, Tree]:
@@ -210,7 +223,10 @@ class TrustRegion(Actuator):
         largest = torch.where(largest > 0, largest, s["curvature"])
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
-        decrease = torch.where(is_known, fallen, -0.5 * (seen.along_last + seen.old_along_last))
+        # A decrease that drowns in the rounding of the loss is taken from gradients, too.
+        is_resolved = s["predicted"] > 16 * torch.finfo(loss.dtype).eps * loss.abs()
+        by_slopes = -0.5 * (seen.along_last + seen.old_along_last)
+        decrease = torch.where(is_known & is_resolved, fallen, by_slopes)
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
         above = loss - best_loss
         height = safe_ratio(above, above + decrease.abs())
@@ -221,7 +237,10 @@ class TrustRegion(Actuator):
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
-        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        # At the origin nothing tells a unit; parameters of networks have some hundredths.
+        scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
+        scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
+        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
         fading = 1 - _SLOW**count
         # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
@@ -310,7 +329,6 @@ class TrustRegion(Actuator):
                 "adaptive_norm": seen.adaptive,
                 "along_adaptive": seen.along_adaptive,
                 "is_bad": is_bad,
-                "held": held,
                 "agreement": seen.adaptive * fading.sqrt() / (remembers * seen.active.sqrt()),
             },
         }
@@ -325,11 +343,13 @@ class TrustRegion(Actuator):
         steps, lengths = rows(memory, "steps"), memory["lengths"]
         assert isinstance(lengths, Tensor)
         a = action.to(grads).unbind(1)
-        # Where noise decides how a step turned out, the radius is better left as it was.
-        steady, tiny = a[9].clamp_min(0), torch.finfo(s["radius"].dtype).tiny
-        nominal, held = (r.clamp_min(tiny).log() for r in (s["radius"], seen["held"]))
+        # Where noise decides how a step turned out, the radius had better go by the clock.
+        tiny = torch.finfo(s["radius"].dtype).tiny
+        timed = _TIMED * s["first_radius"] * s["steps"].rsqrt()
         # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
-        radius = (torch.lerp(nominal, held, steady) + 2 * a[0]).exp().clamp_min(tiny)
+        nominal, timed = (r.clamp_min(tiny).log() for r in (s["radius"], timed))
+        radius = torch.lerp(nominal, timed, a[9].clamp_min(0))
+        radius = (radius + 2 * a[0]).exp().clamp_min(tiny)
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
@@ -388,16 +408,15 @@ class TrustRegion(Actuator):
 
 
 def _nominal_radius(
-    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, size: Tensor, is_first: Tensor
+    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, first: Tensor, is_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The radius by the book, the first one, and whether the last step went uphill."""
     old = s["radius"]
-    is_poor = ratio < 0.25
+    # Nothing is predicted after a gradient of zero, and nothing is learned from that.
+    is_poor = (ratio < 0.25) & (s["predicted"] > 0)
     is_cut = stride > 0.8 * old
     factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
-    # A step of length zero, after a gradient of zero, says nothing about the next.
     held = torch.where(is_poor & (stride > 0), torch.minimum(old, stride), old)
-    first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
     radius = torch.where(is_first, first, held * factor.to(old).exp())
     return (
         radius,

@@ -78,6 +78,7 @@ class Arena:
         num_lanes: episodes side by side.
         horizon: how long they last.
         epsilons: the smallest relative gap that counts for each kind of task, see `kinds`.
+        stretch: they last this many times longer.
     """
 
     task: Task
@@ -86,6 +87,7 @@ class Arena:
     num_lanes: int
     horizon: Horizon
     epsilons: tuple[float, ...]
+    stretch: float = 1.0
 
     def start(self, progress: float, rng: torch.Generator) -> Standing:
         """Fresh episodes in all lanes."""
@@ -206,6 +208,7 @@ class Arena:
     ) -> Standing:
         index = torch.randint(self.pool.num_problems, (num_lanes,), generator=rng)
         horizon = torch.tensor([self.horizon.draw(progress, rng) for _ in range(num_lanes)])
+        horizon = (self.stretch * horizon).round().long()
         problems = self.pool.select(index)
         point = flatten(problems.params)
         with torch.no_grad():

@@ -80,6 +80,8 @@ class TrainConfig:
         exploration: standard deviation of the decisions of ``ppo``, at the start and in the end.
         epochs: passes of ``ppo`` over a rollout.
         minibatches: parts of such a pass.
+        stochastic_stretch: episodes on tasks with minibatches or noise last this many times longer
+            than `horizon` says, for ``ppo``.
         coordinate_share: share of the coordinates that a first-order meta-gradient is estimated
             from; below 1 only for coordinatewise rules.
         learning_rate: outer Adam's first learning rate.
@@ -125,6 +127,7 @@ class TrainConfig:
     exploration: tuple[float, float] = (0.3, 0.1)
     epochs: int = 3
     minibatches: int = 4
+    stochastic_stretch: float = 1.0
     coordinate_share: float = 1.0
     learning_rate: float = 3e-3
     warmup_steps: int = 0
@@ -152,6 +155,7 @@ class TrainConfig:
             "num_pairs",
             "epochs",
             "minibatches",
+            "stochastic_stretch",
             "learning_rate",
             "clip_norm",
             "max_nonfinite_in_a_row",
@@ -231,6 +235,10 @@ class TrainConfig:
         require(
             self.task_epsilons is None or self.estimator == "ppo",
             f"task_epsilons need the estimator 'ppo', got '{self.estimator}'",
+        )
+        require(
+            self.stochastic_stretch == 1 or self.estimator == "ppo",
+            f"stochastic_stretch needs the estimator 'ppo', got '{self.estimator}'",
         )
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)

@@ -69,6 +69,7 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
             rollout_steps=config.truncation,
             horizon=config.horizon,
             epsilon=config.task_epsilons or config.epsilon,
+            stochastic_stretch=config.stochastic_stretch,
             exploration=config.exploration,
             epochs=config.epochs,
             minibatches=config.minibatches,

@@ -23,6 +23,7 @@ from learned_opt.meta.arena import Arena, Outcome, Standing
 from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import Estimate, MetaGradient, trainable
 from learned_opt.meta.horizons import Horizon
+from learned_opt.meta.rollout import Rollout, advantages, log_likelihood, standardised
 from learned_opt.rules.base import Rule
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.tasks.base import Task
@@ -31,6 +32,10 @@ from learned_opt.trees import Tree, select, tree_map
 
 _REFILL = 8
 """Steps between two looks for lanes that have ended."""
+
+_FARTHEST = 0.01
+"""Divergence from the policy that played beyond which lanes with noise wait for the next rollout:
+what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
 
 _FADING = 0.9
 _FEW_REACHED, _SLOWEST = 0.05, 1000.0
@@ -41,30 +46,6 @@ _KEPT = ("pool_seed", "memory", "std", "order", "used", "cost", "metrics", "wait
 
 _PULL = 1e-2
 """Weight of the square by which outputs leave [-1, 1], where decisions are cut off."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """What the lanes did for ``K`` steps.
-
-    Attributes:
-        memory: the network's memory before the first step, a tree of ``[N, ...]``.
-        observations: ``[K, N, F]``.
-        actions: ``[K, N, A]`` as drawn, before they were cut off.
-        log_likelihoods: ``[K, N]`` of the actions.
-        advantages: ``[K, N]`` standardised, see `_standardised`; zero where a lane stood still.
-        fresh: ``[K, N]`` bool, an episode began before the step.
-        weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
-    """
-
-    memory: Tree
-    observations: Tensor
-    actions: Tensor
-    log_likelihoods: Tensor
-    advantages: Tensor
-    fresh: Tensor
-    weights: Tensor
 
 
 @final
@@ -114,8 +95,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
     """The clipped policy gradient, one minibatch an outer step.
 
     All deterministic tasks are played in one batch, each task with minibatches or noise in a batch
-    of its own. The critic sees what no rule can: the gap, the best gap and the task (an asymmetric
-    critic), which takes away most of the variance.
+    of its own. There a change of decisions is kept up for a rollout: what a single step is worth
+    does not show among minibatches. The critic sees what no rule can: the gap, the best gap and the
+    task (an asymmetric critic), which takes away most of the variance.
 
     Attributes:
         tasks: what to train on.
@@ -123,6 +105,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         num_lanes: episodes side by side.
         rollout_steps: steps between two updates of the policy.
         horizon: how long episodes last.
+        stochastic_stretch: those of tasks with minibatches or noise last this many times longer.
         epsilon: the smallest relative gap that counts, one for all tasks or one for each.
         exploration: standard deviation of decisions at the start and in the end.
         epochs: passes over a rollout.
@@ -135,7 +118,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
     References:
         Schulman et al. 2017 (arXiv:1707.06347); Schulman et al. 2016 (arXiv:1506.02438) for the
         advantages; Pinto et al. 2018 (arXiv:1710.06542) for asymmetric critics; Li and Malik 2017
-        (arXiv:1606.01885) for policy search over update rules.
+        (arXiv:1606.01885) for policy search over update rules; Raffin et al. 2022
+        (arXiv:2005.05719) for exploration that lasts.
     """
 
     tasks: Sequence[Task]
@@ -147,6 +131,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
     exploration: tuple[float, float] = (0.3, 0.1)
     epochs: int = 3
     minibatches: int = 4
+    stochastic_stretch: float = 1.0
     pool_size: int = 16384
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -202,7 +187,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         assert state.order is not None
         lanes = state.order.tensor_split(self.minibatches)[part]
         with torch.enable_grad():
-            loss, change = self._surrogate(policy, state.rollout, lanes, state.std)
+            loss, change = self._surrogate(policy, state, lanes)
             grads = torch.autograd.grad(loss, trainable(rule), materialize_grads=True)
         state.used += 1
         return Estimate(
@@ -210,7 +195,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             grads=grads,
             state=state,
             diagnostics={"rollout_part": float(state.used)},
-            metrics={**state.metrics, "kl_divergence": change},
+            metrics={**state.metrics, **change},
         )
 
     def check(self, rule: Rule) -> None:
@@ -264,6 +249,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
                     actuator=actuator,
                     num_lanes=count,
                     horizon=self.horizon,
+                    stretch=self.stochastic_stretch if task.is_stochastic else 1.0,
                     # A mixture that is one task has kinds of its own, all with the same target.
                     epsilons=tuple(self.epsilons[k] for k in group)
                     if len(group) > 1
@@ -307,6 +293,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         memory = state.memory
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
+        is_noisy, kept = self._is_stochastic(state), torch.empty(0)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
@@ -319,6 +306,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
             before.append(self._seen_by_critic(state))
             mean, memory = policy.outputs(seen, memory)
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
+            # Among minibatches no single decision shows: the same change of all steps does.
+            kept = drawn if k == 0 else kept
+            drawn = torch.where(is_noisy[:, None], kept, drawn)
             action = mean + std * drawn
             kinds.append(self._kinds(state))
             pace = state.pace[kinds[-1]]
@@ -326,23 +316,20 @@ class ProximalPolicy(MetaGradient[PPOState]):
             after.append(self._seen_by_critic(state))
             observations.append(seen)
             actions.append(action)
-            likelihoods.append(_log_likelihood(action, mean, std))
+            likelihoods.append(log_likelihood(action, mean, std))
             fresh.append(is_fresh)
         weights = torch.stack(moving).float()
         seen_before = torch.stack(before)
         expected = state.critic(seen_before)
         costs = torch.stack([outcome.cost for outcome in outcomes]).float()
         over = torch.stack([outcome.over for outcome in outcomes])
-        advantages = _advantages(
-            costs,
-            expected,
-            state.critic(torch.stack(after)) * ~over,
-            over,
-            weights,
-            decay=self.gae_lambda,
-        )
+        following = state.critic(torch.stack(after)) * ~over
+        surplus = advantages(costs, expected, following, over, weights, decay=self.gae_lambda)
         is_moving = weights.bool()
-        targets = (expected + advantages)[is_moving]
+        targets = (expected + surplus)[is_moving]
+        # What is kept up is one decision, and all that came of it is its surplus.
+        total = ((costs + following - expected) * weights).sum(0)
+        surplus = torch.where(is_noisy, total, surplus)
         residual = (targets - expected[is_moving]).var() / targets.var()
         state.critic = copy.deepcopy(state.critic)
         state.critic.learn(seen_before[is_moving], targets, rng=rng)
@@ -351,7 +338,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             observations=torch.stack(observations),
             actions=torch.stack(actions),
             log_likelihoods=torch.stack(likelihoods),
-            advantages=-_standardised(advantages, self._is_stochastic(state), weights),
+            advantages=-standardised(surplus, is_noisy, weights),
             fresh=torch.stack(fresh),
             weights=weights,
         )
@@ -400,30 +387,51 @@ class ProximalPolicy(MetaGradient[PPOState]):
             setattr(state, name, _FADING * getattr(state, name).index_add(0, kind, new))
 
     def _surrogate(
-        self, policy: PolicyRule, rollout: Rollout, lanes: Tensor, std: float
-    ) -> tuple[Tensor, float]:
-        """The clipped objective on some lanes, and how far the policy has moved."""
+        self, policy: PolicyRule, state: PPOState, lanes: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The clipped objective on some lanes, and how far the policy has moved there."""
+        rollout = state.rollout
+        assert rollout is not None
         memory = select(rollout.memory, lanes)
-        means = []
+        means, beliefs = [], []
         for k in range(self.rollout_steps):
             if k % _REFILL == 0:
                 memory = _forget(memory, rollout.fresh[k, lanes])
             mean, memory = policy.outputs(rollout.observations[k, lanes], memory)
             means.append(mean)
+            beliefs.append(memory.get("belief"))
         mean = torch.stack(means)
-        weights = rollout.weights[:, lanes]
+        weights, is_noisy = rollout.weights[:, lanes], self._is_stochastic(state)[lanes]
         difference = (
-            _log_likelihood(rollout.actions[:, lanes], mean, std)
+            log_likelihood(rollout.actions[:, lanes], mean, state.std)
             - rollout.log_likelihoods[:, lanes]
         )
+        # A change that was kept up is one decision, so it has one likelihood.
+        whole = (difference * weights).sum(0) / weights.sum(0).clamp_min(1)
+        difference = torch.where(is_noisy, whole, difference)
         ratio = difference.exp()
+        with torch.no_grad():
+            moved = (ratio - 1 - difference) * weights
+            change = {
+                name: (moved[:, own].sum() / weights[:, own].sum().clamp_min(1)).item()
+                for name, own in (
+                    ("kl_divergence", ~is_noisy),
+                    ("kl_divergence_amid_noise", is_noisy),
+                )
+            }
         gains = rollout.advantages[:, lanes]
+        if change["kl_divergence_amid_noise"] > _FARTHEST:
+            gains = gains * ~is_noisy
         cut = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         surrogate = torch.minimum(ratio * gains, cut * gains).mean()
         outside = (mean.abs() - 1).clamp_min(0).square().mean()
-        with torch.no_grad():
-            change = ((ratio - 1 - difference) * weights).sum() / weights.sum()
-        return _PULL * outside - surrogate, change.item()
+        loss = _PULL * outside - surrogate
+        if isinstance(beliefs[0], Tensor):
+            # Whether there is noise is known here, so that need not be found out from costs.
+            belief = torch.stack(beliefs)[..., 0]  # type: ignore[arg-type]
+            truth = is_noisy.to(belief).expand_as(belief)
+            loss = loss + F.binary_cross_entropy_with_logits(belief, truth, weight=weights)
+        return loss, change
 
     def pack(self, state: PPOState) -> dict[str, Any]:
         """See `MetaGradient.pack`."""
@@ -476,50 +484,3 @@ def _num_kinds(task: Task) -> int:
 def _forget(memory: Tree, is_fresh: Tensor) -> Tree:
     """The memory, empty where an episode begins."""
     return tree_map(lambda leaf: leaf * ~is_fresh[:, None], memory)
-
-
-def _log_likelihood(action: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Of independent normal decisions, less a constant; ``[..., A] -> [...]``."""
-    return -0.5 * ((action - mean) / std).square().sum(-1)
-
-
-def _advantages(
-    costs: Tensor,
-    expected: Tensor,
-    following: Tensor,
-    over: Tensor,
-    weights: Tensor,
-    *,
-    decay: float,
-) -> Tensor:
-    """Generalised advantages of costs, without discount, all ``[K, N]``."""
-    surprises = costs + following - expected
-    advantages = torch.zeros_like(costs)
-    ahead = torch.zeros_like(costs[0])
-    for k in reversed(range(len(costs))):
-        ahead = (surprises[k] + decay * ahead * ~over[k]) * weights[k]
-        advantages[k] = ahead
-    return advantages
-
-
-def _standardised(advantages: Tensor, is_stochastic: Tensor, weights: Tensor) -> Tensor:
-    """Mean zero and deviation one, apart for lanes with noise and without.
-
-    Problems with noise take ten times as many steps, so a step counts a tenth there: side by side
-    with the others nothing would be learned from them.
-
-    Args:
-        advantages: ``[K, N]``.
-        is_stochastic: ``[N]`` bool.
-        weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
-
-    Returns:
-        ``[K, N]``, zero where a lane stood still.
-    """
-    standard = torch.zeros_like(advantages)
-    for lanes in (is_stochastic, ~is_stochastic):
-        known = advantages[:, lanes][weights[:, lanes].bool()]
-        if len(known) > 1:
-            scaled = (advantages[:, lanes] - known.mean()) / (known.std() + 1e-8)
-            standard[:, lanes] = scaled * weights[:, lanes]
-    return standard

@@ -18,6 +18,7 @@ from learned_opt.meta.horizons import LogUniform
 from learned_opt.meta.trainer import TrainResult
 from learned_opt.rules.weights import load_rule, read_metadata, save_rule
 from learned_opt.tasks import NoisyGradient, Rotated, get_task
+from learned_opt.tasks.augmentations import Reparametrised
 from learned_opt.tasks.base import Task
 from learned_opt.tasks.mixture import Mixture
 
@@ -179,18 +180,28 @@ def _small_nets() -> list[Part]:
 
     def net(hidden: tuple[int, ...], activation: str, epsilon: float, **settings: Any) -> Part:
         task = get_task("digits_mlp", hidden=hidden, activation=activation, **settings)
-        return Part(task, 0.6, epsilon=epsilon)
+        return Part(task, 0.5, epsilon=epsilon)
+
+    def rescaled(part: Part) -> Part:
+        # As with embeddings and normalisations, one tensor may be most of the length of them all.
+        return part._replace(task=Reparametrised(part.task, level="tensor", scale_range=(0.25, 4)))
 
     return [
         net((16,), "relu", 1e-3, batch_size=32, num_train=128, init_std=0.15),
-        net((32,), "relu", 1e-3, batch_size=16, num_train=256, init_std=0.05),
-        net((16,), "tanh", 1e-3, batch_size=64, num_train=256, init_std=0.1),
-        net((12, 12, 12), "relu", 1e-3, batch_size=32, num_train=128, init_std=0.3),
+        rescaled(net((32,), "relu", 1e-3, batch_size=16, num_train=256, init_std=0.05)),
+        rescaled(net((16,), "tanh", 1e-3, batch_size=64, num_train=256, init_std=0.1)),
+        rescaled(net((12, 12, 12), "relu", 1e-3, batch_size=32, num_train=128, init_std=0.3)),
         net((12, 12, 12, 12), "relu", 1e-3, batch_size=32, num_train=128, init_std=0.18),
         net((8, 8), "sigmoid", 1e-2, batch_size=64, num_train=128, init_std=0.5),
         # Too small for its data: noise stays to the end.
-        net((5,), "relu", 3e-2, batch_size=32, num_train=256, init_std=0.1),
-        Part(get_task("breast_cancer_mlp", hidden=(12,), batch_size=32), 0.6, epsilon=1e-3),
+        rescaled(net((5,), "relu", 3e-2, batch_size=32, num_train=256, init_std=0.1)),
+        Part(get_task("breast_cancer_mlp", hidden=(12,), batch_size=32), 0.5, epsilon=1e-3),
+        rescaled(
+            Part(get_task("breast_cancer_mlp", hidden=(16, 16), batch_size=16), 0.5, epsilon=1e-3)
+        ),
+        # More data, so that much is left to learn when the horizon comes.
+        net((16,), "relu", 1e-2, batch_size=32, num_train=500, init_std=0.12),
+        rescaled(net((12, 12), "tanh", 1e-2, batch_size=16, num_train=500, init_std=0.15)),
     ]
 
 
@@ -227,6 +238,24 @@ PRESETS: dict[str, Preset] = {
         mixture=_coordinatewise_mixture,
         settings={**_COORDINATEWISE, "learning_rate": 3e-3},
     ),
+    "mlp_lopt": Preset(
+        rule="mlp_lopt",
+        description="MLPLOpt trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
+    "learnable_adam": Preset(
+        rule="learnable_adam",
+        description="Adam's four hyperparameters trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
+    "residual": Preset(
+        rule="residual",
+        description="Learnable Adam corrected by small_fc_lopt, trained like the others",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
     "controller": Preset(
         rule="controller",
         description="Recurrent net that steers a trust region, trained by PPO",
@@ -237,6 +266,7 @@ PRESETS: dict[str, Preset] = {
             "num_problems": 2304,
             "truncation": 32,
             "horizon": LogUniform(20, 400),
+            "stochastic_stretch": 2.0,
             "epsilon": 1e-5,
             "learning_rate": 1e-3,
             "clip_norm": 0.5,
@@ -248,7 +278,7 @@ PRESETS: dict[str, Preset] = {
         keeps_last=True,
     ),
 }
-"""Presets by the rule that they train; what "lstm" and "controller" made is bundled."""
+"""Presets by the rule that they train; what they made is bundled."""
 
 
 def get_preset(name: str) -> Preset:

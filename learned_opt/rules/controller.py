@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
+from torch import Tensor
+
 from learned_opt.rules.base import register_rule
-from learned_opt.rules.policy import PolicyRule
+from learned_opt.rules.policy import PolicyRule, Recurrent
+from learned_opt.trees import Tree
+
+_OUTPUT_SCALE = 0.01
+_JUDGE_UNITS = 8
 
 
 @final
@@ -20,14 +27,18 @@ class Controller(PolicyRule):
     much of Adam's direction to mix in, how boldly to go along flat directions, when to add noise
     and when to undo a step. An untrained net is a plain trust region.
 
+    What pays amid the noise of minibatches is wrong without noise, so there are two such nets, and
+    a third, small one that tells from the same observation how likely noise is: their decisions are
+    averaged with that weight.
+
     The loss is optional. Nothing has a unit: $f \to a f + b$ changes nothing, nor does $x \to c x$
     if the start does not lie at the origin, so there is no step size to tune.
 
     Args:
         memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter, of very
             many parameters ``m + 2``.
-        lstm_units: units of the recurrent net.
-        hidden: units of layers between it and the decisions.
+        lstm_units: units of each of the two nets.
+        hidden: units of layers between them and the decisions.
         scope: ``problem`` decides once for all parameters, ``tensor`` for each tensor by itself,
             with the same net.
         seed: seed of the initial theta.
@@ -38,7 +49,7 @@ class Controller(PolicyRule):
     References:
         Nocedal and Wright 2006, chapter 4 (trust regions); Dauphin et al. 2014 (arXiv:1406.2572),
         saddle-free steps in a subspace; Wichrowska et al. 2017 (arXiv:1703.04813), recurrent nets
-        on scale-free features.
+        on scale-free features; Jacobs et al. 1991 (Neural Computation 3:79), experts and a gate.
 
     Examples:
         >>> import torch
@@ -66,11 +77,44 @@ class Controller(PolicyRule):
             actuator_config={"memory": memory},
             lstm_units=lstm_units,
             hidden=hidden,
-            output_scale=0.01,
+            output_scale=_OUTPUT_SCALE,
             scope=scope,
             seed=seed,
         )
         self.memory = memory
+        features, decisions = len(self.actuator.features), self.actuator.actions.size
+        self.amid_noise = _Net((features, *hidden, decisions), lstm_units, seed=seed + 1)
+        # Not by the size: the problems with noise that it is trained on are all larger.
+        self.judge = _Net((features - 1, 1), _JUDGE_UNITS, seed=seed + 2)
+        with torch.no_grad():
+            for parameter in self.amid_noise.layers[-1].parameters():
+                parameter.mul_(_OUTPUT_SCALE)
+
+    def init_memory(self, lanes: Sequence[int]) -> Tree:
+        """The memories of all three nets, and the ``belief``, see `outputs`."""
+        return {
+            **super().init_memory(lanes),
+            "amid_noise": self.amid_noise.init_memory(lanes),
+            "judge": self.judge.init_memory(lanes),
+            "belief": next(self.parameters()).new_zeros(*lanes, 1),
+        }
+
+    def outputs(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """Decisions of both nets, averaged by the judge.
+
+        Args:
+            observation: ``[..., F]`` features.
+            state: holds the memories.
+
+        Returns:
+            ``[..., A]`` numbers, and the new memories. Their ``belief``, ``[..., 1]``, is the
+            logit of the probability that there is noise.
+        """
+        decisions, memory = super().outputs(observation, state)
+        others, amid_noise = self.amid_noise.outputs(observation, state["amid_noise"])  # type: ignore[arg-type]
+        belief, judge = self.judge.outputs(observation[..., :-1], state["judge"])  # type: ignore[arg-type]
+        memory |= {"amid_noise": amid_noise, "judge": judge, "belief": belief}
+        return torch.lerp(decisions, others, belief.sigmoid()), memory
 
     def config(self) -> dict[str, Any]:
         """Sizes and scope."""
@@ -80,3 +124,12 @@ class Controller(PolicyRule):
             "hidden": list(self.hidden),
             "scope": self.scope,
         }
+
+
+class _Net(Recurrent):
+    """One of the nets beside that of the rule itself."""
+
+    def __init__(self, widths: Sequence[int], lstm_units: int, *, seed: int) -> None:
+        super().__init__()
+        self.lstm_units, self.activation = lstm_units, "tanh"
+        self.build(widths, seed=seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +21,70 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 HEADS = ("clip", "squash", "argmax")
 
 
+class Recurrent(nn.Module):
+    """A network with a memory: an LSTM, if it has units, and layers.
+
+    Attributes:
+        lstm_units: units of the LSTM, 0 for none.
+        activation: ``tanh`` or ``relu``, between layers.
+    """
+
+    lstm_units: int
+    activation: str
+
+    def build(self, widths: Sequence[int], *, seed: int) -> None:
+        """Draw initial weights; `lstm_units` and `activation` are set.
+
+        Args:
+            widths: of the observation, of hidden layers, of what is put out.
+            seed: of the weights.
+        """
+        features, *others = widths
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.lstm = nn.LSTMCell(features, self.lstm_units) if self.lstm_units else None
+            sizes = (self.lstm_units or features, *others)
+            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self._between = ACTIVATIONS[self.activation]()
+
+    def init_memory(self, lanes: Sequence[int]) -> Tree:
+        """The network's memory before its first decision.
+
+        Args:
+            lanes: the shape of what is decided for, such as ``[N]``.
+
+        Returns:
+            ``hidden`` and ``cell``, ``[*lanes, U]``; nothing without an LSTM.
+        """
+        if not self.lstm_units:
+            return {}
+        empty = next(self.parameters()).new_zeros(*lanes, self.lstm_units)
+        return {"hidden": empty, "cell": empty}
+
+    def outputs(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tree]:
+        """What the network puts out, before a head makes a decision of it.
+
+        Args:
+            observation: ``[..., F]`` features.
+            state: holds ``hidden`` and ``cell`` if the network has a memory.
+
+        Returns:
+            ``[..., A]`` numbers, and the new memory.
+        """
+        hidden = observation.to(next(self.parameters()).dtype)
+        memory: Tree = {}
+        if self.lstm is not None:
+            h, c = state["hidden"], state["cell"]
+            assert isinstance(h, Tensor) and isinstance(c, Tensor)
+            hidden, c = _lstm_step(self.lstm, hidden, h, c)
+            memory = {"hidden": hidden, "cell": c}
+        for layer in self.layers[:-1]:
+            hidden = self._between(layer(hidden))
+        return self.layers[-1](hidden), memory
+
+
 @register_rule
-class PolicyRule(Rule):
+class PolicyRule(Recurrent, Rule):
     """An actuator whose decisions a network makes; what an agent becomes when it is exported.
 
     The network sees what the agent saw in its environment and decides as the agent did with
@@ -86,15 +149,10 @@ class PolicyRule(Rule):
         )
         require(learning_rate > 0, f"learning_rate must be positive, got {learning_rate}")
         require(scope in {"tensor", "problem"}, f"scope must be tensor or problem, got '{scope}'")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.lstm = nn.LSTMCell(features, lstm_units) if lstm_units else None
-            widths = (lstm_units or features, *self.hidden, decisions)
-            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.build((features, *self.hidden, decisions), seed=seed)
         with torch.no_grad():
             for parameter in self.layers[-1].parameters():
                 parameter.mul_(output_scale)
-        self._between = ACTIVATIONS[activation]()
 
     @property
     def needs_loss(self) -> bool:  # type: ignore[override]
@@ -121,27 +179,20 @@ class PolicyRule(Rule):
 
     def init(self, params: Params) -> Tree:
         """The actuator's state, and the network's memory, for every unit that is decided for."""
-        return {name: self._init(flat) for name, flat in self._units(params).items()}
+        return self._start(params, self.actuator.init)
 
-    def _init(self, point: Tensor) -> Tree:
-        rate = point.new_full((len(point),), self.learning_rate)
-        lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
-        actuator = self.actuator.init(point, learning_rate=rate)
-        return {"actuator": actuator, **self.init_memory(lanes)}
+    def restart(self, params: Params, steps: Tensor) -> Tree:
+        """See `Rule.restart`; the actuator's state may know, the network remembers nothing."""
+        return self._start(params, partial(self.actuator.restart, steps=steps))
 
-    def init_memory(self, lanes: Sequence[int]) -> Tree:
-        """The network's memory before its first decision.
-
-        Args:
-            lanes: the shape of what is decided for, such as ``[N]``.
-
-        Returns:
-            ``hidden`` and ``cell``, ``[*lanes, U]``; nothing without an LSTM.
-        """
-        if not self.lstm_units:
-            return {}
-        empty = next(self.parameters()).new_zeros(*lanes, self.lstm_units)
-        return {"hidden": empty, "cell": empty}
+    def _start(self, params: Params, first: Callable[..., Tree]) -> Tree:
+        state: Tree = {}
+        for name, point in self._units(params).items():
+            rate = point.new_full((len(point),), self.learning_rate)
+            lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
+            actuator = first(point, learning_rate=rate)
+            state[name] = {"actuator": actuator, **self.init_memory(lanes)}
+        return state
 
     def forward(
         self,
@@ -203,27 +254,6 @@ class PolicyRule(Rule):
             return out.argmax(-1), memory
         out = out.to(observation.dtype)
         return out.tanh() if self.head == "squash" else out.clamp(-1, 1), memory
-
-    def outputs(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-        """What the network puts out, before the head makes a decision of it.
-
-        Args:
-            observation: ``[..., F]`` features.
-            state: holds ``hidden`` and ``cell`` if the network has a memory.
-
-        Returns:
-            ``[..., A]`` numbers, and the new memory.
-        """
-        hidden = observation.to(next(self.parameters()).dtype)
-        memory: Tree = {}
-        if self.lstm is not None:
-            h, c = state["hidden"], state["cell"]
-            assert isinstance(h, Tensor) and isinstance(c, Tensor)
-            hidden, c = _lstm_step(self.lstm, hidden, h, c)
-            memory = {"hidden": hidden, "cell": c}
-        for layer in self.layers[:-1]:
-            hidden = self._between(layer(hidden))
-        return self.layers[-1](hidden), memory
 
     def _units(self, params: Params) -> Params:
         """What is decided for, flat ``[N, P]``: each tensor, or all of them as one."""

@@ -16,11 +16,12 @@ from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import trainable
 from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
 from learned_opt.meta.horizons import Fixed, LogUniform
-from learned_opt.meta.ppo import ProximalPolicy, _advantages, _log_likelihood, _standardised
+from learned_opt.meta.ppo import ProximalPolicy
+from learned_opt.meta.rollout import advantages, log_likelihood, standardised
 from learned_opt.meta.trainer import meta_train
 from learned_opt.rules import get_rule
 from learned_opt.tasks import Mixture, NoisyGradient, get_task
-from learned_opt.trees import flatten
+from learned_opt.trees import flatten, tree_map
 from learned_opt.unroll import unroll
 
 EPSILON = 1e-4
@@ -97,14 +98,14 @@ def test_advantages_have_one_scale_with_noise_and_one_without():
     is_noisy = torch.arange(N) >= 5
     weights = (torch.rand(K, N, generator=rng(4)) < 0.8).float()
     weights[:, 0] = 0
-    advantages = torch.randn(K, N, generator=rng()) * torch.where(is_noisy, 0.01, 3.0) + 1
-    got = _standardised(advantages * weights, is_noisy, weights)
-    for lanes in (is_noisy, ~is_noisy):
+    costs = torch.randn(K, N, generator=rng()) * torch.where(is_noisy, 0.01, 3.0) + 1
+    got = standardised(costs * weights, is_noisy, weights)
+    for lanes, share in ((is_noisy, 0.2), (~is_noisy, 1)):
         moved = got[:, lanes][weights[:, lanes].bool()]
-        assert moved.mean().abs() < 1e-5 and moved.std().item() == pytest.approx(1, abs=1e-4)
+        assert moved.mean().abs() < 1e-5 and moved.std().item() == pytest.approx(share, rel=1e-4)
     assert (got[weights == 0] == 0).all()
     # A group without lanes is no group.
-    assert _standardised(advantages, is_noisy & False, weights).isfinite().all()
+    assert standardised(costs, is_noisy & False, weights).isfinite().all()
 
 
 def test_each_task_has_its_own_smallest_target():
@@ -129,7 +130,7 @@ def test_advantages_are_those_of_a_slow_reference():
     costs, expected, following = (torch.randn(K, N, generator=rng(i)) for i in range(3))
     over = torch.rand(K, N, generator=rng(3)) < 0.3
     weights = (torch.rand(K, N, generator=rng(4)) < 0.8).float()
-    got = _advantages(costs, expected, following, over, weights, decay=decay)
+    got = advantages(costs, expected, following, over, weights, decay=decay)
     for n in range(N):
         for k in range(K):
             want, factor = 0.0, 1.0
@@ -233,27 +234,67 @@ def test_coordinates_that_a_problem_does_not_use_get_no_noise():
         assert relative.square().mean().item() == pytest.approx(1, rel=0.3)
 
 
+def is_stochastic(state):
+    """``[N]`` bool, which lanes have noise."""
+    return torch.cat([
+        torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
+    ])
+
+
 def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
-    """Nothing has moved yet, so nothing is cut: the gradient is that of advantage times log p."""
+    """Nothing has moved yet, so nothing is cut: the gradient is that of advantage times log p.
+
+    To that comes the likelihood of what the judge believes, whose truth is known.
+    """
     estimator = replace(configured_estimator(CONFIG, tasks()), minibatches=1)
     rule = controller()
     estimate = estimator.estimate(rule, None, progress=0.0, rng=rng())
     rollout, std = estimate.state.rollout, estimate.state.std
-    memory, total = rollout.memory, 0.0
+    memory, total, told = rollout.memory, 0.0, 0.0
+    is_noisy = is_stochastic(estimate.state)
     for k in range(9):
         if k == 8:
-            memory = {name: m * ~rollout.fresh[k, :, None] for name, m in memory.items()}
+            memory = tree_map(lambda m: m * ~rollout.fresh[8, :, None], memory)
         mean, memory = rule.outputs(rollout.observations[k], memory)
-        likelihood = _log_likelihood(rollout.actions[k], mean, std)
+        likelihood = log_likelihood(rollout.actions[k], mean, std)
         assert_close(likelihood, rollout.log_likelihoods[k])
         total = total + (rollout.advantages[k] * likelihood).sum()
-    want = torch.autograd.grad(-total / rollout.advantages.numel(), trainable(rule))
+        noisy = memory["belief"][:, 0].sigmoid()
+        told = told + (rollout.weights[k] * torch.where(is_noisy, noisy, 1 - noisy).log()).sum()
+    assert_close(estimate.state.rollout.memory["belief"], torch.zeros(len(is_noisy), 1))
+    want = torch.autograd.grad(-(total + told) / rollout.advantages.numel(), trainable(rule))
     for got, slope in zip(estimate.grads, want, strict=True):
         assert_close(got, slope, rtol=1e-4, atol=1e-7)
     assert estimate.metrics["kl_divergence"] == pytest.approx(0, abs=1e-6)
-    moved = rollout.advantages[rollout.weights.bool()]
-    assert moved.mean().item() == pytest.approx(0, abs=1e-5)
-    assert moved.std().item() == pytest.approx(1, abs=1e-2)  # of two groups, each with 1
+    for lanes, share in ((is_noisy, 0.2), (~is_noisy, 1)):
+        moved = rollout.advantages[:, lanes][rollout.weights[:, lanes].bool()]
+        assert moved.mean().item() == pytest.approx(0, abs=1e-5)
+        assert moved.std().item() == pytest.approx(share, rel=1e-2)
+
+
+def test_where_there_is_noise_a_change_of_decisions_is_kept_up():
+    rule = controller()
+    with torch.no_grad():
+        for net in (rule, rule.amid_noise):
+            for parameter in net.layers[-1].parameters():
+                parameter.zero_()
+    state = (
+        configured_estimator(CONFIG, tasks()).estimate(rule, None, progress=0.0, rng=rng()).state
+    )
+    actions = state.rollout.actions
+    is_noisy = is_stochastic(state)
+    assert 0 < is_noisy.sum() < len(is_noisy)
+    assert (actions[:, is_noisy] == actions[0, is_noisy]).all()
+    assert (actions[1:, ~is_noisy] != actions[:-1, ~is_noisy]).all()
+    assert actions[0].std().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_episodes_with_noise_are_stretched():
+    config = replace(CONFIG, horizon=Fixed(7), stochastic_stretch=2.5)
+    state = configured_estimator(config, tasks()).estimate(
+        controller(), None, progress=0.0, rng=rng()
+    )
+    assert [set(standing["horizon"].tolist()) for standing in state.state.standings] == [{7}, {18}]
 
 
 def test_a_critic_learns_what_it_is_shown():

@@ -7,11 +7,12 @@ from torch.testing import assert_close
 from learned_opt.actuators import get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.rules import get_rule
+from learned_opt.rules.policy import Recurrent
 from learned_opt.tasks import Rotated, get_task
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
 
-NOISE = get_actuator("trust_region").actions.names.index("noise")
+NOISE, STEADINESS = map(get_actuator("trust_region").actions.names.index, ("noise", "steadiness"))
 
 
 def run(task, rule, num_steps, n=8, dtype=torch.float64, seed=0):
@@ -25,9 +26,10 @@ def quiet(**settings):
     """A controller that leaves all controls alone and draws no noise: runs can be compared."""
     rule = get_rule("controller", **settings)
     with torch.no_grad():
-        rule.layers[-1].weight.zero_()
-        rule.layers[-1].bias.zero_()
-        rule.layers[-1].bias[NOISE] = -30.0
+        for net in (rule, rule.amid_noise):
+            net.layers[-1].weight.zero_()
+            net.layers[-1].bias.zero_()
+            net.layers[-1].bias[NOISE] = -30.0
     return rule
 
 
@@ -170,6 +172,64 @@ def test_a_gradient_of_zero_does_not_end_all_movement():
     assert updates["x"].norm() > 1e-3
 
 
+def descend(rule, x, *, targets, zeros=0, offset=0.0):
+    """Quadratic losses around one target after the other, first gradients that are zero."""
+    curvature = torch.logspace(-1, 1, x.shape[1]).to(x)
+    state, rng, losses = rule.init({"x": x}), torch.Generator().manual_seed(0), []
+    for k, target in enumerate(targets):
+        away = x - target
+        loss = 0.5 * (curvature * away.square()).sum(1)
+        losses.append(loss.item())
+        slope = curvature * away * (k >= zeros)
+        updates, state = rule({"x": slope}, state, {"x": x}, loss=loss + offset, rng=rng)
+        x = x + updates["x"].detach()
+    return losses
+
+
+def test_gradients_of_zero_amid_noise_leave_a_radius():
+    rule = get_rule("controller").double()  # Which draws a little noise.
+    start = torch.ones(1, 10).double()
+    losses = descend(rule, start, targets=[torch.zeros(10)] * 120, zeros=5)
+    assert losses[-1] < 1e-10 * losses[0]
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_minimum_that_moves_is_found_again(dtype, offset):
+    """By then the loss has long ceased to change, and that says nothing about the radius."""
+    rule, start = get_rule("controller").to(dtype), torch.full((1, 10), 3.0, dtype=dtype)
+    here, there = torch.ones(10, dtype=dtype), 1.5 * torch.ones(10, dtype=dtype)
+    losses = descend(rule, start, targets=[here] * 300 + [there] * 100, offset=offset)
+    assert losses[299] < 1e-6 * losses[0] and losses[-1] < 1e-4 * losses[300]
+
+
+def by_the_clock():
+    """A controller that leaves all controls alone but for the radius, which goes by the clock."""
+    rule = quiet()
+    with torch.no_grad():
+        for net in (rule, rule.amid_noise):
+            net.layers[-1].bias[STEADINESS] = 1.0
+    return rule.double()
+
+
+def test_a_start_at_the_origin_is_left():
+    target = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    losses = descend(by_the_clock(), torch.zeros(1, 400).double(), targets=[0.1 * target] * 40)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_steady_radius_goes_by_the_clock_whatever_the_losses_are():
+    rule, x = by_the_clock(), {"x": torch.full((2, 8), 3.0).double()}
+    state, rng = rule.init(x), torch.Generator().manual_seed(0)
+    start = x["x"].norm(dim=1)
+    for count in range(1, 30):
+        grads = {"x": torch.randn(2, 8, generator=rng).double()}
+        loss = torch.randn(2, generator=rng).double()
+        updates, state = rule(grads, state, x, loss=loss, rng=rng)
+        assert_close(state["all"]["actuator"]["radius"], 0.3 * start / count**0.5)
+        x = {"x": x["x"] + updates["x"].detach()}
+
+
 def test_sizes_are_checked():
     features = get_actuator("trust_region").features
     assert len({feature.name for feature in features}) == len(features)
@@ -202,3 +262,23 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
         step = actuator.act(torch.zeros(16, 12), grads, x, state, quietness)
         x, state = x + step.updates, step.state
     assert num_whole > 16
+
+
+@pytest.mark.parametrize(("bias", "share"), [(-60.0, 0.0), (0.0, 0.5), (60.0, 1.0)])
+def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
+    rule = get_rule("controller", lstm_units=5, seed=3).double()
+    with torch.no_grad():
+        for net in (rule, rule.amid_noise):
+            net.layers[-1].weight.mul_(100)
+        rule.judge.layers[-1].weight.zero_()
+        rule.judge.layers[-1].bias.fill_(bias)
+    seen = torch.randn(4, 3, len(rule.actuator.features), dtype=torch.float64)
+    memory = rule.init_memory((3,))
+    calm, noisy = Recurrent.init_memory(rule, (3,)), rule.amid_noise.init_memory((3,))
+    for observation in seen:
+        decisions, memory = rule.outputs(observation, memory)
+        first, calm = Recurrent.outputs(rule, observation, calm)
+        second, noisy = rule.amid_noise.outputs(observation, noisy)
+        assert not torch.allclose(first, second)
+        assert_close(decisions, (1 - share) * first + share * second)
+        assert (memory["belief"] == bias).all() and memory["belief"].shape == (3, 1)
