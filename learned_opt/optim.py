@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias, cast, final
@@ -18,6 +19,8 @@ from learned_opt.trees import Params, Tree, leaves, tree_map, unflatten
 from learned_opt.workspace import Workspace, empty_like
 
 Group: TypeAlias = dict[str, Any]
+
+_LOG = logging.getLogger(__name__)
 
 _RULE_STATE = "rule_state"
 _GENERATOR_STATE = "generator_state"
@@ -104,6 +107,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.rule = rule
         self.seed = seed
         self._workspaces: dict[int, Workspace] = {}
+        self._names: dict[int, set[str]] = {}
         for part in mover.modules():
             for key, value in part.named_parameters() if isinstance(part, HandMade) else ():
                 require(
@@ -176,7 +180,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step_group(self, index: int, group: Group, loss: Tensor | None) -> None:
         """Move one group."""
-        tensors = _named(group)
+        tensors = self._moving(group)
+        if self._names.setdefault(index, set(tensors)) != set(tensors):
+            _LOG.info("group %d: other parameters require gradients, its state starts anew", index)
+            self.state.pop(group["params"][0], None)
+            self._workspaces.pop(index, None)
+            self._names[index] = set(tensors)
         skipped = [name for name, p in tensors.items() if p.grad is None]
         if len(skipped) == len(tensors):
             return
@@ -230,6 +239,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if p.grad is not None:
                 _add(p, updates[name][0], lr, weight_decay, is_guarded=back is not None)
 
+    def _moving(self, group: Group) -> dict[str, Tensor]:
+        """The group's parameters by position, without those that cannot move.
+
+        Frozen ones would blind a rule that looks at all of a group at once.
+        """
+        tensors = {f"param_{i}": p for i, p in enumerate(group["params"]) if p.numel()}
+        if self._mover.coordinatewise or isinstance(self._mover, HandMade):
+            return tensors
+        return {name: p for name, p in tensors.items() if p.requires_grad} or tensors
+
     def _as_problem(self, tensors: dict[str, Tensor]) -> Params:
         """Copies of the tensors with a problem axis of one, in the type the rule computes in.
 
@@ -280,6 +299,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             handle.remove()
         self.state.clear()
         self.state.update(seen["state"])
+        self._names.clear()
 
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state by parameter, moved to its device, or an error if it does not fit."""
@@ -290,7 +310,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             entry = {}
             for index in saved["params"]:
                 entry.update(state_dict["state"].get(index, {}))
-            tensors = _named(group)
+            tensors = self._moving(group)
             if not entry or not tensors:
                 continue
             expected = leaves(self._mover.init(self._as_problem(tensors)))
@@ -320,6 +340,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "_mover": self._mover,
             "seed": self.seed,
             "_workspaces": {},
+            "_names": self._names,
         }
 
 
@@ -351,17 +372,15 @@ def _is_harmless(p: Tensor, update: Tensor, lr: float, weight_decay: float) -> b
     return abs(lr) * moved + abs(1 - lr * weight_decay) * stayed < torch.finfo(p.dtype).max
 
 
-def _named(group: Group) -> dict[str, Tensor]:
-    """The group's parameters by position, without those that have no elements."""
-    return {f"param_{i}": p for i, p in enumerate(group["params"]) if p.numel()}
-
-
 def _keep(skipped: list[str], old: Tree, new: Tree, *, names: set[str]) -> Tree:
     """`new`, with the entries of `skipped` as in `old` wherever a dictionary is per parameter."""
     if set(new) == names:
         return {k: old[k] if k in skipped else v for k, v in new.items()}
     return {
-        k: _keep(skipped, cast(Tree, old[k]), v, names=names) if isinstance(v, dict) else v
+        k: _keep(skipped, cast(Tree, old[k]), v, names=names)
+        # What a guard goes back to holds states of one step, as they were.
+        if isinstance(v, dict) and k != "anchor"
+        else v
         for k, v in new.items()
     }
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import pickle
 
 import pytest
@@ -381,6 +382,44 @@ def test_a_parameter_without_gradient_is_skipped_and_keeps_its_momentum(factory)
         assert_same(found[2][:24], found[4][:24])
         assert (found[5][:24] != found[4][:24]).all()
         assert (found[4][24:] != found[3][24:]).all()
+
+
+def test_frozen_parameters_do_not_blind_a_rule_that_looks_at_all_of_them():
+    """More than are looked at one by one: samples of them would miss the head."""
+    head, frozen = mlp(), [nn.Parameter(torch.randn(600_000).double(), requires_grad=False)] * 1
+    alone = copy.deepcopy(head)
+    together = [*frozen, *head.parameters(), *[p.clone() for p in frozen]]
+    for model, params in ((head, together), (alone, list(alone.parameters()))):
+        train(model, LearnedOptimizer(params, get_rule("controller"), guard=False), 20)
+    for p, q in zip(head.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_state_starts_anew_where_parameters_are_thawed(caplog):
+    model = mlp()
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = LearnedOptimizer(model.parameters(), get_rule("controller"), guard=False)
+    train(model, optimizer, 3)
+    before = copy.deepcopy(model[0].weight.detach())
+    model[0].requires_grad_()
+    with caplog.at_level(logging.INFO, logger="learned_opt.optim"):
+        train(model, optimizer, 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "group 0: other parameters require gradients, its state starts anew"
+    ]
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_adam_keeps_its_momenta_where_parameters_are_thawed():
+    model, twin = mlp(), mlp()
+    optimizer = LearnedOptimizer(model.parameters(), "adam")
+    other = torch.optim.Adam(twin.parameters())
+    for m, o in ((model, optimizer), (twin, other)):
+        m[0].requires_grad_(requires_grad=False)
+        train(m, o, 3)
+        m[0].requires_grad_()
+        train(m, o, 1)
+    torch.testing.assert_close(model[2].weight, twin[2].weight, rtol=0, atol=1e-12)
 
 
 def test_recurrent_rules_do_not_move_a_parameter_without_gradient():

@@ -126,7 +126,8 @@ class Straightforward:
         largest = torch.where(largest > 0, largest, s["curvature"])
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
-        decrease = torch.where(is_known, fallen, -0.5 * dot(g + old_grads, last))
+        is_told = is_known & (s["predicted"] > 16 * torch.finfo(g.dtype).eps * loss.abs())
+        decrease = torch.where(is_told, fallen, -0.5 * dot(g + old_grads, last))
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
         above = loss - best_loss
         height = safe_ratio(above, above + decrease.abs())
@@ -139,7 +140,8 @@ class Straightforward:
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
-        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        scale = torch.where(size > 0, 0.1 * size, 0.02 * (g != 0).sum(1).clamp_min(1).sqrt())
+        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, radius, s["radius"])
         features = torch.stack(
             [
@@ -257,15 +259,14 @@ class Straightforward:
 
 
 def _nominal_radius(
-    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, size: Tensor, is_first: Tensor
+    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, first: Tensor, is_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The radius by the book, the first one, and whether the last step went uphill."""
     old = s["radius"]
-    is_poor = ratio < 0.25
+    is_poor = (ratio < 0.25) & (s["predicted"] > 0)
     is_cut = stride > 0.8 * old
     factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
     held = torch.where(is_poor & (stride > 0), torch.minimum(old, stride), old)
-    first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
     radius = torch.where(is_first, first, held * factor.to(old).exp())
     return (
         radius,

@@ -85,6 +85,20 @@ class Actuator(ABC):
             A tree of tensors ``[N, ...]``.
         """
 
+    def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
+        """The state of who takes over under way.
+
+        Args:
+            params: points ``[N, P]``.
+            learning_rate: as for `init`.
+            steps: ``[N]`` how many steps have led there, positive.
+
+        Returns:
+            A tree as from `init`; the same unless an actuator begins with long steps.
+        """
+        del steps
+        return self.init(params, learning_rate=learning_rate)
+
     @abstractmethod
     def observe(
         self, grads: Tensor, loss: Tensor, params: Tensor, state: Tree

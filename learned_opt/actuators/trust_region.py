@@ -36,6 +36,8 @@ from learned_opt.workspace import in_pieces, is_long, workspace
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
+_FIRST = 0.1
+"""First radius over the length of the parameters."""
 _PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
@@ -185,6 +187,14 @@ class TrustRegion(Actuator):
             "remembers": scalar,
         }
 
+    def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
+        """See `Actuator.restart`; the first radius is shorter, as after so many steps."""
+        size = torch.linalg.vector_norm(sampled(params), dim=1)
+        return {
+            **self.init(params, learning_rate=learning_rate),
+            "first_radius": _FIRST * size * steps.to(size).rsqrt(),
+        }
+
     def observe(
         self, grads: Tensor, loss: Tensor, params: Tensor, state: Tree
     ) -> tuple[Tensor, Tree]:
@@ -210,7 +220,10 @@ class TrustRegion(Actuator):
         largest = torch.where(largest > 0, largest, s["curvature"])
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
-        decrease = torch.where(is_known, fallen, -0.5 * (seen.along_last + seen.old_along_last))
+        # A decrease that drowns in the rounding of the loss is taken from gradients, too.
+        is_resolved = s["predicted"] > 16 * torch.finfo(loss.dtype).eps * loss.abs()
+        by_slopes = -0.5 * (seen.along_last + seen.old_along_last)
+        decrease = torch.where(is_known & is_resolved, fallen, by_slopes)
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
         above = loss - best_loss
         height = safe_ratio(above, above + decrease.abs())
@@ -221,7 +234,10 @@ class TrustRegion(Actuator):
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
-        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, size, is_first)
+        # At the origin nothing tells a unit; parameters of networks have some hundredths.
+        scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
+        scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
+        radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
         fading = 1 - _SLOW**count
         # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
@@ -388,16 +404,15 @@ class TrustRegion(Actuator):
 
 
 def _nominal_radius(
-    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, size: Tensor, is_first: Tensor
+    s: dict[str, Tensor], ratio: Tensor, stride: Tensor, first: Tensor, is_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The radius by the book, the first one, and whether the last step went uphill."""
     old = s["radius"]
-    is_poor = ratio < 0.25
+    # Nothing is predicted after a gradient of zero, and nothing is learned from that.
+    is_poor = (ratio < 0.25) & (s["predicted"] > 0)
     is_cut = stride > 0.8 * old
     factor = torch.where(is_poor, _SHRINK, torch.where((ratio > 0.7) & is_cut, _GROW, 0.0))
-    # A step of length zero, after a gradient of zero, says nothing about the next.
     held = torch.where(is_poor & (stride > 0), torch.minimum(old, stride), old)
-    first = 0.1 * torch.where(size > 0, size, torch.full_like(size, 1e-2))
     radius = torch.where(is_first, first, held * factor.to(old).exp())
     return (
         radius,

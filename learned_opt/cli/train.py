@@ -28,12 +28,20 @@ class Train:
     """Meta-train a learned rule on its own runs."""
 
     rule: tyro.conf.Positional[
-        Literal["lstm", "rnnprop", "mlp_lopt", "small_fc_lopt", "controller"]
+        Literal[
+            "lstm",
+            "rnnprop",
+            "mlp_lopt",
+            "small_fc_lopt",
+            "learnable_adam",
+            "residual",
+            "controller",
+        ]
     ] = "lstm"
-    """Architecture."""
+    """Architecture; residual is learnable_adam corrected by small_fc_lopt."""
     preset: Literal["zoo"] | None = None
-    """Train as weights for the zoo are (lstm, controller, rnnprop, small_fc_lopt): only the output
-    folder, the seed and how often to save are yours then."""
+    """Train as the bundled weights were: only the output folder, the seed and how often to save are
+    yours then."""
     tasks: tuple[str, ...] = ("random_quadratic",)
     """Tasks to train on, by name; each episode draws one."""
     out: Path = Path("runs/train")
@@ -149,7 +157,7 @@ class Train:
             seed=self.shared.seed,
             device=self.shared.device,
         )
-        rule = get_rule(self.rule, seed=self.shared.seed)
+        rule = _fresh_rule(self.rule, self.shared.seed)
         tasks = [get_task(name) for name in self.tasks]
         preset = None
         if self.preset is not None:
@@ -176,6 +184,15 @@ class Train:
                     f"{flag} is set by the preset and must be left out, "
                     f"got {getattr(self, entry.name)}",
                 )
+
+
+def _fresh_rule(name: str, seed: int) -> Rule:
+    """An untrained rule; where nothing is drawn, the seed is for training alone."""
+    if name == "learnable_adam":
+        return get_rule(name)
+    if name == "residual":
+        return get_rule(name, learned=get_rule("small_fc_lopt", seed=seed))
+    return get_rule(name, seed=seed)
 
 
 def train(

@@ -227,6 +227,24 @@ PRESETS: dict[str, Preset] = {
         mixture=_coordinatewise_mixture,
         settings={**_COORDINATEWISE, "learning_rate": 3e-3},
     ),
+    "mlp_lopt": Preset(
+        rule="mlp_lopt",
+        description="MLPLOpt trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
+    "learnable_adam": Preset(
+        rule="learnable_adam",
+        description="Adam's four hyperparameters trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
+    "residual": Preset(
+        rule="residual",
+        description="Learnable Adam corrected by small_fc_lopt, trained like the others",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+    ),
     "controller": Preset(
         rule="controller",
         description="Recurrent net that steers a trust region, trained by PPO",

@@ -48,6 +48,19 @@ class Rule(nn.Module, ABC):
             A tree of tensors ``[N, ...]`` (every leaf carries the problem axis first).
         """
 
+    def restart(self, params: Params, steps: Tensor) -> Tree:
+        """The state of a rule that takes over under way.
+
+        Args:
+            params: points, each ``[N, *shape]``.
+            steps: ``[N]`` how many steps have led there, positive.
+
+        Returns:
+            A tree as from `init`; the same unless a rule begins with long steps.
+        """
+        del steps
+        return self.init(params)
+
     @abstractmethod
     def forward(
         self,

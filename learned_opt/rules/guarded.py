@@ -32,13 +32,14 @@ class Guarded(Rule):
     millionth of the fall since the highest loss, for at a minimum promises cannot be kept.
     Otherwise it is *undone*: parameters and fallback return to where it began, and the fallback
     acts. It is undone at once where a loss, gradient or update is not finite, or where the loss,
-    more than `window` steps into it, rises thrice as far as in any window before.
+    more than `window` steps into it, rises thrice as far as in any window before. (Highest and
+    before: since the last return, if there was one.)
 
-    After `rest` windows of the fallback the rule gets a trial window, from a fresh state. It is
-    handed back the charge if the loss falls faster than in the fallback's last window, beyond
-    noise; else the trial is undone, and the fallback's windows and the next trial are twice as
-    long. Each hand-over and hand-back, not each trial, is one message of the logger
-    ``learned_opt.rules.guarded``.
+    After `rest` windows of the fallback the rule gets a trial window, from a fresh state that may
+    know how many steps were taken (`Rule.restart`). It is handed back the charge if the loss falls
+    faster than in the fallback's last window, beyond noise; else the trial is undone, and the
+    fallback's windows and the next trial are twice as long. Each hand-over and hand-back, not each
+    trial, is one message of the logger ``learned_opt.rules.guarded``.
 
     What holds, for any rule:
 
@@ -212,7 +213,7 @@ class Guarded(Rule):
             here: Tree = {"point": point, "fallback": old["fallback"], "loss": sight.loss}
             anchor = choose(ruling.anchors, here, anchor)
         if bool(ruling.starts.any()):
-            memory = choose(ruling.starts, self.rule.init(params), memory)
+            memory = choose(ruling.starts, self.rule.restart(params, book["steps"]), memory)
         steps, fallback = self._fall_back(grads, old["fallback"], params, sight.is_healthy, loss)
         updates, fails, is_rule = steps, ruling.fails, book["is_rule"]
         if bool((is_rule & ~fails).any()):
@@ -304,7 +305,7 @@ class Guarded(Rule):
             is_away=is_away,
             is_fresh=is_fresh & is_healthy & ~is_away,
         )
-        knew = torch.where(is_away, book["knew_loss"], loss is not None)
+        knew = torch.where(is_away | ~is_healthy, book["knew_loss"], loss is not None)
         return sight, {**book, "knew_loss": knew}
 
     def _fall_back(

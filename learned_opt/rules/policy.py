@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -121,13 +122,20 @@ class PolicyRule(Rule):
 
     def init(self, params: Params) -> Tree:
         """The actuator's state, and the network's memory, for every unit that is decided for."""
-        return {name: self._init(flat) for name, flat in self._units(params).items()}
+        return self._start(params, self.actuator.init)
 
-    def _init(self, point: Tensor) -> Tree:
-        rate = point.new_full((len(point),), self.learning_rate)
-        lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
-        actuator = self.actuator.init(point, learning_rate=rate)
-        return {"actuator": actuator, **self.init_memory(lanes)}
+    def restart(self, params: Params, steps: Tensor) -> Tree:
+        """See `Rule.restart`; the actuator's state may know, the network remembers nothing."""
+        return self._start(params, partial(self.actuator.restart, steps=steps))
+
+    def _start(self, params: Params, first: Callable[..., Tree]) -> Tree:
+        state: Tree = {}
+        for name, point in self._units(params).items():
+            rate = point.new_full((len(point),), self.learning_rate)
+            lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
+            actuator = first(point, learning_rate=rate)
+            state[name] = {"actuator": actuator, **self.init_memory(lanes)}
+        return state
 
     def init_memory(self, lanes: Sequence[int]) -> Tree:
         """The network's memory before its first decision.

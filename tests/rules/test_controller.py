@@ -11,7 +11,7 @@ from learned_opt.tasks import Rotated, get_task
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
 
-NOISE = get_actuator("trust_region").actions.names.index("noise")
+NOISE, STEADINESS = map(get_actuator("trust_region").actions.names.index, ("noise", "steadiness"))
 
 
 def run(task, rule, num_steps, n=8, dtype=torch.float64, seed=0):
@@ -168,6 +168,47 @@ def test_a_gradient_of_zero_does_not_end_all_movement():
         rng = torch.Generator().manual_seed(0)
         updates, state = rule(grads, state, x, loss=torch.ones(1).double(), rng=rng)
     assert updates["x"].norm() > 1e-3
+
+
+def descend(rule, x, *, targets, zeros=0, offset=0.0):
+    """Quadratic losses around one target after the other, first gradients that are zero."""
+    curvature = torch.logspace(-1, 1, x.shape[1]).to(x)
+    state, rng, losses = rule.init({"x": x}), torch.Generator().manual_seed(0), []
+    for k, target in enumerate(targets):
+        away = x - target
+        loss = 0.5 * (curvature * away.square()).sum(1)
+        losses.append(loss.item())
+        slope = curvature * away * (k >= zeros)
+        updates, state = rule({"x": slope}, state, {"x": x}, loss=loss + offset, rng=rng)
+        x = x + updates["x"].detach()
+    return losses
+
+
+def test_gradients_of_zero_amid_noise_leave_a_radius():
+    rule = get_rule("controller").double()  # Which draws a little noise.
+    start = torch.ones(1, 10).double()
+    losses = descend(rule, start, targets=[torch.zeros(10)] * 120, zeros=5)
+    assert losses[-1] < 1e-10 * losses[0]
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_minimum_that_moves_is_found_again(dtype, offset):
+    """By then the loss has long ceased to change, and that says nothing about the radius."""
+    rule, start = get_rule("controller").to(dtype), torch.full((1, 10), 3.0, dtype=dtype)
+    here, there = torch.ones(10, dtype=dtype), 1.5 * torch.ones(10, dtype=dtype)
+    losses = descend(rule, start, targets=[here] * 300 + [there] * 100, offset=offset)
+    assert losses[299] < 1e-6 * losses[0] and losses[-1] < 1e-4 * losses[300]
+
+
+def test_a_start_at_the_origin_is_left():
+    """With a radius held at the first one by the decision for noise."""
+    rule = quiet()
+    with torch.no_grad():
+        rule.layers[-1].bias[STEADINESS] = 1.0
+    target = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    losses = descend(rule.double(), torch.zeros(1, 400).double(), targets=[0.1 * target] * 40)
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_sizes_are_checked():

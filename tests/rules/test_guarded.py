@@ -3,10 +3,12 @@
 import copy
 import io
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
 from learned_opt.optim import LearnedOptimizer
@@ -296,7 +298,44 @@ def test_a_rule_on_trial_starts_from_a_fresh_state():
     assert seen == [0, 1, 2, 3, 0, 1, 2]
 
 
+def test_a_controller_on_trial_begins_with_steps_as_short_as_after_so_many():
+    """From a fresh state its first steps are long, and such a trial cannot be won."""
+    guard, x = Guarded("controller", SGD(learning_rate=0.1)), {"x": torch.full((3, 4), 2.0)}
+    radius = guard.rule.restart(x, torch.tensor([1, 100, 10_000]))["all"]["actuator"]
+    assert_close(radius["first_radius"], 0.4 / torch.tensor([1.0, 10.0, 100.0]))
+    fresh = guard.rule.init(x)["all"]["actuator"]
+    assert all(
+        torch.equal(fresh[k], v)
+        for k, v in radius.items()
+        if isinstance(v, torch.Tensor)
+        if k != "first_radius"
+    )
+
+
+def test_the_guard_restarts_a_rule_with_the_steps_that_were_taken():
+    told = []
+
+    class Late(Scripted):
+        def restart(self, params, steps):
+            told.append(steps.item())
+            return self.init(params)
+
+    bowl(Guarded(Late(uphill), SGD(learning_rate=0.01), window=4, rest=2), num_steps=60)
+    # A window of 4 and the way back, two windows of the fallback.
+    assert told[0] == 5 + 2 * 4 and told == sorted(set(told)) and len(told) >= 2
+
+
 # What it can see
+
+
+def test_a_first_loss_that_is_not_finite_is_no_level_to_fall_from():
+    guard = Guarded(SGD(learning_rate=0.1), SGD(learning_rate=0.01))
+    x = {"x": torch.tensor([[3.0]], dtype=DOUBLE)}
+    state = guard.init(x)
+    for value in (math.inf, 23.0, 23.0):
+        loss = torch.tensor([value], dtype=DOUBLE)
+        _, state = guard({"x": torch.ones(1, 1, dtype=DOUBLE)}, state, x, loss=loss)
+    assert state["book"]["highest"].item() == state["book"]["before"].item() == 23
 
 
 def test_without_a_loss_changes_are_added_up_from_gradients():
