@@ -167,7 +167,12 @@ class _Run:
         }
         self.parameters = trainable(rule)
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.learning_rate, betas=(0.9, config.second_moment_decay)
+            [
+                {"params": [p], "factor": rule.learning_rate_factor(name)}
+                for name, p in rule.named_parameters()
+                if p.requires_grad
+            ],
+            betas=(0.9, config.second_moment_decay),
         )
         self.rng = torch.Generator().manual_seed(stream_seed("meta-training", config.seed))
         self.held_out = draw_held_out(
@@ -217,7 +222,8 @@ class _Run:
         if math.isfinite(meta_loss) and math.isfinite(grad_norm):
             self.state = estimate.state
             self.num_nonfinite_in_a_row = 0
-            self.optimizer.param_groups[0]["lr"] = config.learning_rate_at(self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["factor"] * config.learning_rate_at(self.step)
             self.optimizer.step()
             self.window.append([meta_loss, grad_norm])
             self.metrics.append(dict(estimate.metrics))

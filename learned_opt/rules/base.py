@@ -37,6 +37,18 @@ class Rule(nn.Module, ABC):
     coordinatewise: ClassVar[bool] = False
     feature_schema: ClassVar[str] = ""
 
+    def learning_rate_factor(self, name: str) -> float:
+        """Meta-training's learning rate of a parameter, over that of the settings.
+
+        Args:
+            name: as in `named_parameters`.
+
+        Returns:
+            A positive number; 1 unless a rule knows better.
+        """
+        del name
+        return 1.0
+
     @abstractmethod
     def init(self, params: Params) -> Tree:
         """The state before the first step.

@@ -14,6 +14,7 @@ from learned_opt.trees import Tree
 
 _OUTPUT_SCALE = 0.01
 _JUDGE_UNITS = 8
+_AMID_NOISE_FACTOR = 0.1
 
 
 @final
@@ -89,6 +90,10 @@ class Controller(PolicyRule):
         with torch.no_grad():
             for parameter in self.amid_noise.layers[-1].parameters():
                 parameter.mul_(_OUTPUT_SCALE)
+
+    def learning_rate_factor(self, name: str) -> float:
+        """Less for the net for noise: it remembers long, so its decisions move far at once."""
+        return _AMID_NOISE_FACTOR if name.startswith("amid_noise") else 1.0
 
     def init_memory(self, lanes: Sequence[int]) -> Tree:
         """The memories of all three nets, and the ``belief``, see `outputs`."""
