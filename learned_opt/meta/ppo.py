@@ -33,7 +33,7 @@ from learned_opt.trees import Tree, select, tree_map
 _REFILL = 8
 """Steps between two looks for lanes that have ended."""
 
-_FARTHEST = 0.01
+_FARTHEST = 0.03
 """Divergence from the policy that played beyond which lanes with noise wait for the next rollout:
 what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
 
