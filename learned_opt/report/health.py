@@ -126,6 +126,7 @@ def findings(run: RunHistory) -> list[Finding]:
         _never_better,
         _short_sighted,
         _noisy,
+        _far,
         _pairs_left_out,
         _held_out_not_finite,
     ]
@@ -291,6 +292,22 @@ def _noisy(run: RunHistory) -> Finding | None:
         "sigma, nres instead of pes, or mixed where the inner loop is calm",
         metric="meta_gradient_norm",
     )
+
+
+def _far(run: RunHistory) -> Finding | None:
+    for metric, where in (("kl_divergence", ""), ("kl_divergence_amid_noise", " amid noise")):
+        steps, divergences = run.column(f"estimator/{metric}")
+        is_far = divergences > 0.05
+        if len(divergences) and is_far.mean() > 0.1:
+            return Finding(
+                symptom=f"the policy moves far between two rollouts{where}: divergence "
+                f"{np.median(divergences[is_far]):.2g} in {100 * is_far.mean():.0f} % of the steps",
+                remedy="what was played no longer says what pays: a lower learning rate (of that "
+                "part of the rule, `Rule.learning_rate_factor`), fewer epochs, more problems",
+                metric="meta_loss",
+                step=int(steps[np.argmax(is_far)]),
+            )
+    return None
 
 
 def _pairs_left_out(run: RunHistory) -> Finding | None:

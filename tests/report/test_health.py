@@ -90,6 +90,17 @@ def test_healthy_run_has_no_findings():
             {"estimator/gradient_std": [0.48] * 20},
             "the gradient is mostly noise: its standard deviation is 96 % of its norm",
         ),
+        (
+            {"estimator/kl_divergence": [0.004] * 17 + [0.2] * 3},
+            "the policy moves far between two rollouts: divergence 0.2 in 15 % of the steps",
+        ),
+        (
+            {
+                "estimator/kl_divergence": [0.004] * 20,
+                "estimator/kl_divergence_amid_noise": [0.01] * 10 + [0.25] * 10,
+            },
+            "the policy moves far between two rollouts amid noise: divergence 0.25 in 50 %",
+        ),
         ({"estimator/nonfinite_pairs": [0.5] * 20}, "0.5 pairs a step were not finite"),
         (
             {"eval/octopus/nonfinite": [0.0] * 19 + [0.125]},
