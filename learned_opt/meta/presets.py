@@ -266,7 +266,7 @@ PRESETS: dict[str, Preset] = {
         keeps_last=True,
     ),
 }
-"""Presets by the rule that they train; what "lstm" and "controller" made is bundled."""
+"""Presets by the rule that they train; what they made is bundled."""
 
 
 def get_preset(name: str) -> Preset:
