@@ -55,7 +55,7 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         """What the outcome is a function of."""
-        versions = {"library": library_version(), "torch": torch.__version__}
+        versions = {"library": library_version("hand-made"), "torch": torch.__version__}
         return {**asdict(self), "settings": list(self.settings), "versions": versions}
 
     def path(self, folder: Path) -> Path:

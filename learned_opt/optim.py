@@ -45,8 +45,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     A parameter whose gradient is None does not move, and what the rule keeps of it alone (a
     momentum) is left as it was. To rules that do not keep tensors apart (the recurrent ones) it
-    looks like a zero gradient. A group without any gradient is skipped altogether. What
-    ``state_dict()`` hands out is never written into; tensors taken from ``state`` may be.
+    looks like a zero gradient, unless it does not require one: such parameters they do not see,
+    and where others begin or cease to require gradients their state starts anew. A group without
+    any gradient is skipped altogether. What ``state_dict()`` hands out is never written into;
+    tensors taken from ``state`` may be.
 
     Learned rules act under guard (`Guarded`): where one makes less than a tenth of the progress
     that Adam's steps promise, diverges or returns NaN, its last steps are undone and Adam takes
@@ -64,7 +66,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule: name of bundled weights or of a hand-made rule, path of a weight file, or a `Rule`,
             which is copied: its theta is never trained, nor listed in ``param_groups``.
         lr: factor on the rule's own steps, for schedulers and by hand. It is not a learning rate in
-            the usual sense: 1 means the steps that the rule was trained to take.
+            the usual sense: 1 means the steps that the rule was trained to take. The controller
+            judges its steps by what came of them, so it takes a fifth or less for a bad prediction
+            and slows down far more than that.
         weight_decay: each step also subtracts ``lr * weight_decay * parameter``, decoupled from the
             gradient as in AdamW. Because ``lr`` is around 1 here, not around 1e-3, values are
             correspondingly smaller: AdamW's ``lr=1e-3, weight_decay=1e-2`` is 1e-5 here.

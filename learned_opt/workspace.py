@@ -3,7 +3,8 @@
 Memory fresh from the operating system costs several times what filling it costs, and a pass over
 long vectors costs what it moves through the caches. Rules are pure functions, so by themselves they
 can avoid neither. Inside of a `Workspace` they may: vectors that nobody refers to any more are
-written over, and work is done piece by piece. What is computed stays the same.
+written over, and work is done piece by piece. What is computed stays the same, but for random
+numbers that nobody wants, which are not drawn.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
         "budget_scale": unit.budget_scale,
         "dtype": unit.dtype,
         "device": torch.device(unit.device).type,
-        "library_version": library_version(),
+        # Shards of learned rules know their own.
+        "library_version": library_version("hand-made"),
         "torch_version": torch.__version__,
     }
     entries = {u.entry.label: asdict(u.entry) for u in units}
@@ -91,15 +92,15 @@ def open_folder(folder: Path, units: Sequence[Unit], workers: int) -> None:
 
 
 def _require_no_stale_shards(folder: Path, units: Iterable[Unit]) -> None:
-    """Refuse shards of the same task and rule that other weights wrote: they would count twice."""
+    """Refuse shards of the same task and rule that others wrote: they would count twice."""
     expected = {(u.entry.label, u.entrant.name): u for u in units}
     for path in sorted(folder.glob("runs-*.parquet")):
         config = shard_config(path)
         unit = expected.get((config["entry"]["label"], config["rule"]))
         require(
             unit is None or unit.path(folder) == path,
-            f"{path} holds '{config['rule']}' on '{config['entry']['label']}' with other weights "
-            "or settings; delete it or choose another folder",
+            f"{path} holds '{config['rule']}' on '{config['entry']['label']}' with other weights, "
+            "sources or settings; delete it or choose another folder",
         )
 
 

@@ -37,11 +37,33 @@ NUM_PATHS = 4
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+HAND_MADE_SOURCES = (
+    "trees.py",
+    "workspace.py",
+    "unroll.py",
+    "tasks",
+    "bench",
+    "rules/adaptive.py",
+    "rules/base.py",
+    "rules/classic.py",
+    "rules/noisy.py",
+    "rules/norms.py",
+    "rules/perturbed.py",
+)
+"""All that the numbers of hand-made rules come from."""
+
+_LEARNED_SOURCES = ("actuators", "features.py", "rules", "subspace.py")
+
+
 @cache
-def library_version() -> str:
+def library_version(rule_kind: str = "learned") -> str:
     """Version and digest of the sources that numbers come from: results of others are other units.
 
-    Reports and the command line are left out, since they change no number.
+    Reports and the command line are left out, since they change no number, and for hand-made rules
+    what learned rules are made of: baselines need not run again when a learned rule has changed.
+
+    Args:
+        rule_kind: see `Entrant`; whose numbers.
     """
     try:
         number = version("learned_opt")
@@ -49,17 +71,8 @@ def library_version() -> str:
         number = "0"
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    parts = (
-        "trees.py",
-        "features.py",
-        "subspace.py",
-        "workspace.py",
-        "actuators",
-        "unroll.py",
-        "tasks",
-        "rules",
-    )
-    for part in (*parts, "bench"):
+    others = () if rule_kind == "hand-made" else _LEARNED_SOURCES
+    for part in (*HAND_MADE_SOURCES, *others):
         path = root / part
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
@@ -105,7 +118,7 @@ class Unit:
         return {
             "kind": "tuning",
             "format_version": FORMAT_VERSION,
-            "library_version": library_version(),
+            "library_version": library_version(self.entrant.rule_kind),
             "torch_version": torch.__version__,
             "suite": self.suite,
             "entry": asdict(self.entry),

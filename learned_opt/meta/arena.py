@@ -67,8 +67,8 @@ class Arena:
     """Lanes in which an actuator moves on problems of one task.
 
     An episode ends at its horizon, where it is cut; or a while after the smallest target is
-    reached, so that staying there is learned too; or when it diverges. Ended lanes stand still
-    until `refill`: what is computed for them meanwhile does not count. One lane in five never sees
+    reached, so that staying there is learned too; or when it diverges. Until `refill` nothing
+    counts that is computed for ended lanes. One lane in five never sees
     its loss if the actuator can do without.
 
     Attributes:

@@ -48,13 +48,14 @@ class Guarded(Rule):
     2. *Untouched.* Up to the first window that is undone the updates are the rule's, bit for bit.
     3. *Late by little.* Where no window is kept, the points after undone windows are struck out are
        the fallback's own, bit for bit as long as gradients are deterministic, because its state is
-       undone too. An undone window of ``w`` steps costs ``w + 1`` gradients, and one more where
-       rounding keeps a return from being exact (from more than twice as far from zero; a few from
-       astronomically far). There is one of `window` steps before the fallback acts, and one of
-       ``w`` for every ``rest * w`` steps of it. With the defaults the guard needs at most
-       ``18 (1 + T / 384)`` gradients more than the ``T`` of the fallback alone (18 for
-       ``T < 384``): less than 10 % from T = 181 on. No guard whose first steps are the rule's can
-       promise as much for short runs.
+       undone too. (Parameters in float64 under rules that compute in float32 go back to their
+       values rounded to float32.) An undone window of ``w`` steps costs ``w + 1`` gradients, and
+       one more where rounding keeps a return from being exact (from more than twice as far from
+       zero; a few from astronomically far). There is one of `window` steps before the fallback
+       acts, and one of ``w`` for every ``rest * w`` steps of it. With the defaults the guard needs
+       at most ``18 (1 + T / 384)`` gradients more than the ``T`` of the fallback alone (18 below
+       384): less than 10 % from T = 181 on. No guard whose first steps are the rule's can promise
+       as much for short runs.
     4. *Progress.* As long as all windows are kept, with ``tolerance=0`` and but for that millionth,
        the means that progress is measured between telescope, so the loss fell by at least `demand`
        times all promises. Gradient descent of step ``h`` as fallback promises ``h |gradient|^2``,

@@ -14,7 +14,15 @@ from learned_opt.rules.weights import load_rule, read_metadata, save_rule
 def test_all_bundled_weights_score_what_they_claim(capsys):
     main(["check"])
     shown = capsys.readouterr().out
-    for name in ("lstm", "rnnprop", "small-fc", "controller", "hyper-control", "saddle-escape"):
+    for name in (
+        "lstm",
+        "rnnprop",
+        "mlp-lopt",
+        "small-fc",
+        "controller",
+        "hyper-control",
+        "saddle-escape",
+    ):
         assert name in shown
 
 

@@ -173,7 +173,7 @@ def test_an_arena_plays_what_the_inner_loop_runs():
     assert_close(standing["point"][seen], flatten(run.carry.params)[seen])
 
 
-def test_lanes_that_ended_stand_still_until_they_are_filled_again():
+def test_lanes_that_ended_are_filled_again_when_asked():
     task, rule = get_task("strict_saddle", dim=2), controller()
     arena = Arena(
         task=task,
