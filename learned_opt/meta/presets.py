@@ -237,7 +237,7 @@ PRESETS: dict[str, Preset] = {
         rule="learnable_adam",
         description="Adam's four hyperparameters trained on saddles, plateaus, valleys, small nets",
         mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
+        settings={**_COORDINATEWISE, "learning_rate": 3e-2},
     ),
     "residual": Preset(
         rule="residual",
