@@ -213,49 +213,28 @@ _COORDINATEWISE: dict[str, Any] = {
     "objective": "log_gap",
     "epsilon": 1e-6,
     "random_scaling": 1.0,
-    "learning_rate": 5e-3,
     "num_eval_problems": 16,
     "eval_steps": 200,
     "evaluate_every": 500,
 }
 
+
+def _coordinatewise(rule: str, title: str, learning_rate: float) -> Preset:
+    return Preset(
+        rule=rule,
+        description=f"{title} trained on saddles, plateaus, valleys, small nets",
+        mixture=_coordinatewise_mixture,
+        settings={**_COORDINATEWISE, "learning_rate": learning_rate},
+    )
+
+
 PRESETS: dict[str, Preset] = {
-    "lstm": Preset(
-        rule="lstm",
-        description="Coordinatewise LSTM trained on saddles, plateaus, valleys, small nets",
-        mixture=_coordinatewise_mixture,
-        settings=_COORDINATEWISE,
-    ),
-    "rnnprop": Preset(
-        rule="rnnprop",
-        description="RNNProp trained on saddles, plateaus, valleys, small nets",
-        mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 1e-3},
-    ),
-    "small_fc_lopt": Preset(
-        rule="small_fc_lopt",
-        description="small_fc_lopt trained on saddles, plateaus, valleys, small nets",
-        mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
-    ),
-    "mlp_lopt": Preset(
-        rule="mlp_lopt",
-        description="MLPLOpt trained on saddles, plateaus, valleys, small nets",
-        mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
-    ),
-    "learnable_adam": Preset(
-        rule="learnable_adam",
-        description="Adam's four hyperparameters trained on saddles, plateaus, valleys, small nets",
-        mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
-    ),
-    "residual": Preset(
-        rule="residual",
-        description="Learnable Adam corrected by small_fc_lopt, trained like the others",
-        mixture=_coordinatewise_mixture,
-        settings={**_COORDINATEWISE, "learning_rate": 3e-3},
-    ),
+    "lstm": _coordinatewise("lstm", "Coordinatewise LSTM", 5e-3),
+    "rnnprop": _coordinatewise("rnnprop", "RNNProp", 1e-3),
+    "small_fc_lopt": _coordinatewise("small_fc_lopt", "small_fc_lopt", 3e-3),
+    "mlp_lopt": _coordinatewise("mlp_lopt", "MLPLOpt", 3e-3),
+    "learnable_adam": _coordinatewise("learnable_adam", "Adam's four hyperparameters", 3e-2),
+    "residual": _coordinatewise("residual", "Learnable Adam corrected by small_fc_lopt", 3e-3),
     "controller": Preset(
         rule="controller",
         description="Recurrent net that steers a trust region, trained by PPO",

@@ -18,6 +18,8 @@ def test_all_bundled_weights_score_what_they_claim(capsys):
         "lstm",
         "rnnprop",
         "mlp-lopt",
+        "residual",
+        "learnable-adam",
         "small-fc",
         "controller",
         "hyper-control",
