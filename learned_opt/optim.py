@@ -344,7 +344,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "_mover": self._mover,
             "seed": self.seed,
             "_workspaces": {},
-            "_names": self._names,
+            "_names": dict(self._names),
         }
 
 

@@ -386,9 +386,9 @@ def test_a_parameter_without_gradient_is_skipped_and_keeps_its_momentum(factory)
 
 def test_frozen_parameters_do_not_blind_a_rule_that_looks_at_all_of_them():
     """More than are looked at one by one: samples of them would miss the head."""
-    head, frozen = mlp(), [nn.Parameter(torch.randn(600_000).double(), requires_grad=False)] * 1
+    head, frozen = mlp(), nn.Parameter(torch.randn(600_000).double(), requires_grad=False)
     alone = copy.deepcopy(head)
-    together = [*frozen, *head.parameters(), *[p.clone() for p in frozen]]
+    together = [frozen, *head.parameters(), frozen.clone()]
     for model, params in ((head, together), (alone, list(alone.parameters()))):
         train(model, LearnedOptimizer(params, get_rule("controller"), guard=False), 20)
     for p, q in zip(head.parameters(), alone.parameters(), strict=True):

@@ -1,5 +1,6 @@
 """The guard of the torch.optim facade: what it keeps finite and what it lets pass."""
 
+import copy
 import logging
 
 import pytest
@@ -33,6 +34,23 @@ def test_no_learning_rate_and_no_decay_makes_a_guarded_parameter_infinite(
     is_kept = expected.abs() > largest
     assert is_kept.sum() == overflows
     torch.testing.assert_close(p.detach(), torch.where(is_kept, before, expected.to(dtype)))
+
+
+def test_an_anchor_holds_the_fallback_of_its_own_step():
+    """Also of a parameter that has no gradient when the anchor is set."""
+    a, b = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    optimizer = LearnedOptimizer([a, b], Guarded(Adam(), Adam(), window=4))
+    here, before = None, None
+    for k in range(40):
+        a.grad, b.grad = torch.ones_like(a), torch.ones_like(b) if k % 2 else None
+        optimizer.step(loss=a.sum().item() + b.sum().item())
+        state = optimizer.state[a]["rule_state"]
+        if here is not None and torch.equal(state["anchor"]["point"][0], here):
+            for moment in ("param_0", "param_1"):
+                found = state["anchor"]["fallback"]["first_moment"][moment]
+                torch.testing.assert_close(found, before["first_moment"][moment])
+        here = torch.cat([a.detach(), b.detach()])
+        before = copy.deepcopy(state["fallback"])
 
 
 def test_with_minibatches_a_fallback_passes_its_own_guard(caplog):

@@ -124,6 +124,11 @@ class Train:
             1 <= len(self.horizon) <= 2,
             f"--horizon takes one or two numbers of steps, got {self.horizon}",
         )
+        for flag, lengths in (("horizon", self.horizon), ("curriculum", self.curriculum)):
+            require(
+                all(steps >= 1 for steps in lengths),
+                f"--{flag} takes positive numbers of steps, got {lengths}",
+            )
         horizon: Horizon = (
             Fixed(self.horizon[0]) if len(self.horizon) == 1 else LogUniform(*self.horizon)
         )

@@ -64,6 +64,14 @@ def test_help_names_the_shared_options(command, capsys):
         (("train", "lstm", "--seed", "-1"), "--seed must not be negative, got -1"),
         (("train", "lstm", "--objective", "lgo_gap"), "did you mean 'log_gap'?"),
         (("train", "lstm", "--horizon", "1", "2", "3"), "--horizon takes one or two numbers"),
+        (
+            ("train", "lstm", "--horizon", "0"),
+            "--horizon takes positive numbers of steps, got (0,)",
+        ),
+        (
+            ("train", "lstm", "--curriculum", "9", "0"),
+            "--curriculum takes positive numbers of steps",
+        ),
         (("report", "no/such/folder"), "no/such/folder"),
         (("diagnose", "no/such/folder"), "'no/such/folder' holds no history.jsonl"),
     ],
