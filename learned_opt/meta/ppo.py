@@ -146,6 +146,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
             f"epsilon must lie in (0, 1), one for all or one for each of {len(self.tasks)} tasks, "
             f"got {self.epsilon}",
         )
+        require(
+            self.stochastic_stretch > 0,
+            f"stochastic_stretch must be positive, got {self.stochastic_stretch}",
+        )
         weights = self.task_weights
         require(
             weights is None or (len(weights) == len(self.tasks) and min(weights) > 0),

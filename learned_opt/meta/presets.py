@@ -89,14 +89,16 @@ class Preset:
         made = result.last if self.keeps_last else result.best
         score = result.last_score if self.keeps_last else result.best_score
         about = json.loads(read_metadata(made)["training"])
-        horizon = about["horizon"]
+        horizon = f"{about['horizon']['low']} to {about['horizon']['high']}"
+        if about["stochastic_stretch"] != 1:
+            horizon += f", {about['stochastic_stretch']:g} times as long amid noise"
         return save_rule(
             load_rule(str(made)),
             out / f"{self.rule}.safetensors",
             metadata={
                 "description": self.description,
                 "tasks": [part.task.name for part in self.mixture()],
-                "horizon": f"{horizon['low']} to {horizon['high']}",
+                "horizon": horizon,
                 "seed": str(about["seed"]),
                 "licence": "Apache-2.0",
                 "scores": {SCORE: score},

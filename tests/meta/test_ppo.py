@@ -384,7 +384,12 @@ def test_rules_without_decisions_and_bad_settings_are_refused(tmp_path):
     for weights in ((1.0,), (0.0, 1.0, 1.0), (1.0,) * 4):
         with pytest.raises(LearnedOptError, match="task_weights must be positive, one for each"):
             configured_estimator(replace(CONFIG, task_weights=weights), tasks())
-    for name, value in (("clip_range", 0.0), ("gae_lambda", 2.0), ("exploration", (0.0, 1.0))):
+    for name, value in (
+        ("clip_range", 0.0),
+        ("gae_lambda", 2.0),
+        ("exploration", (0.0, 1.0)),
+        ("stochastic_stretch", 0.0),
+    ):
         with pytest.raises(LearnedOptError, match=name):
             replace(estimator, **{name: value})
     with pytest.raises(LearnedOptError, match="epsilon must lie in"):

@@ -37,27 +37,34 @@ def test_settings_fit_the_mixture_and_build_the_estimator(name):
     assert get_rule(preset.rule).name == preset.rule
 
 
-@pytest.mark.parametrize("keeps_last", [False, True])
-def test_the_file_that_is_shipped_says_where_it_is_from(keeps_last, tmp_path):
-    preset = replace(get_preset("lstm"), keeps_last=keeps_last)
+@pytest.mark.parametrize(
+    ("name", "keeps_last", "horizon"),
+    [
+        ("lstm", False, "50 to 400"),
+        ("lstm", True, "50 to 400"),
+        ("controller", True, "20 to 400, 2 times as long amid noise"),
+    ],
+)
+def test_the_file_that_is_shipped_says_where_it_is_from(name, keeps_last, horizon, tmp_path):
+    preset = replace(get_preset(name), keeps_last=keeps_last)
+    tasks = [part.task for part in preset.mixture()]
     config = preset.config(
         num_outer_steps=2,
-        num_problems=2,
+        num_problems=2 if name == "lstm" else 4 * len(tasks),
         num_eval_problems=2,
         eval_steps=2,
         evaluate_every=1,
         seed=5,
     )
-    tasks = [part.task for part in preset.mixture()]
-    rule = get_rule("lstm", hidden_size=3, seed=5)
+    rule = get_rule(name, seed=5)
     result = meta_train(rule, tasks, config=config, out=tmp_path)
     path = preset.export(result, tmp_path)
     made = load_rule(str(result.last if keeps_last else result.best))
     for got, want in zip(load_rule(str(path)).parameters(), made.parameters(), strict=True):
         assert torch.equal(got, want)
     about = read_metadata(path)
-    assert path.name == "lstm.safetensors"
-    assert about["seed"] == "5" and about["horizon"] == "50 to 400"
+    assert path.name == f"{name}.safetensors"
+    assert about["seed"] == "5" and about["horizon"] == horizon
     assert json.loads(about["tasks"]) == [task.name for task in tasks]
     (score,) = json.loads(about["scores"]).values()
     assert score == (result.last_score if keeps_last else result.best_score)
