@@ -17,6 +17,7 @@ import torch
 
 from learned_opt.meta.config import TrainConfig, stream_seed
 from learned_opt.meta.estimators import MetaGradient, trainable
+from learned_opt.meta.outer_adam import OuterAdam
 from learned_opt.rules.base import Rule
 
 FINENESS = 1_000_000
@@ -75,9 +76,7 @@ def train_for(
     estimator.check(rule)
     config = replace(config, num_outer_steps=FINENESS)
     parameters = trainable(rule)
-    optimizer = torch.optim.Adam(
-        parameters, lr=config.learning_rate, betas=(0.9, config.second_moment_decay)
-    )
+    optimizer = OuterAdam(rule, config)
     rng = torch.Generator().manual_seed(stream_seed("meta-training", config.seed))
     state: Any = None
     spent, outer_steps, nonfinite = 0.0, 0, 0
@@ -90,7 +89,7 @@ def train_for(
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if estimate.meta_loss.isfinite() and norm.isfinite():
             state = estimate.state
-            optimizer.param_groups[0]["lr"] = config.learning_rate_at(round(progress * FINENESS))
+            optimizer.set_learning_rate(config.learning_rate_at(round(progress * FINENESS)))
             optimizer.step()
         else:
             state, nonfinite = None, nonfinite + 1

@@ -14,7 +14,9 @@ time each, and goes on anew with the one that ends with the lowest held-out scor
 that time comes on top, the same for all. The held-out score is the mean log gap, which is what two
 of the ways minimise and PPO does not.
 
-These three train the rule `controller`: a recurrent net that steers the actuator `trust_region`.
+These three train the rule `controller`: recurrent nets that steer the actuator `trust_region`. PPO
+alone is told where there is noise and teaches it to the controller's judge; to the others the judge
+is a gate like any other.
 PPO plays this actuator in the library's own arena (`learned_opt.meta.arena`), not in the gymnasium
 environment HyperControl, whose actions are those of another actuator. A fourth way shows what the
 actuator buys: PPO again, in the same arena, for a net of as many units that steers HyperControl's

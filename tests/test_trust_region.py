@@ -506,3 +506,24 @@ def test_a_radius_that_has_shrunk_to_nothing_keeps_its_slope_finite():
         state = step.state
     (slope,) = torch.autograd.grad(step.updates.sum(), decision)
     assert torch.isfinite(step.updates).all() and torch.isfinite(slope).all()
+
+
+def test_the_clock_goes_on_where_a_rule_takes_over():
+    """As far from the start, steps by the clock are as short as if the rule had taken them all."""
+    actuator = get_actuator("trust_region")
+    point = torch.full((1, 4), 2.0, dtype=torch.float64)
+    action = torch.zeros(1, actuator.actions.size, dtype=torch.float64)
+    action[:, actuator.actions.names.index("steadiness")] = 1.0
+    noise = torch.zeros_like(point)
+
+    def radius(state, num_steps):
+        for _ in range(num_steps):
+            _, inner = actuator.observe(point, torch.full((1,), torch.nan), point, state)
+            state = actuator.act(action, point, point, inner, lambda: noise).state
+        return state["radius"]
+
+    rate = torch.ones(1)
+    fresh = radius(actuator.init(point, learning_rate=rate), 100)
+    steps = torch.tensor([81])
+    taken_over = radius(actuator.restart(point, learning_rate=rate, steps=steps), 20)
+    assert_close(taken_over, fresh)

@@ -186,16 +186,18 @@ class TrustRegion(Actuator):
             "is_inside": scalar,
             "inside_lately": scalar,
             "steps": scalar,
+            "earlier": scalar,
             "forgets": torch.full_like(scalar, 1 - _FAST),
             "remembers": scalar,
         }
 
     def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
-        """See `Actuator.restart`; the first radius is that of a clock that went on."""
+        """See `Actuator.restart`; the clock goes on, so the first radius is a short one."""
         size = torch.linalg.vector_norm(sampled(params), dim=1)
         return {
             **self.init(params, learning_rate=learning_rate),
             "first_radius": _FIRST * size * steps.to(size).rsqrt(),
+            "earlier": steps.to(size) - 1,
         }
 
     def observe(
@@ -345,7 +347,8 @@ class TrustRegion(Actuator):
         a = action.to(grads).unbind(1)
         # Where noise decides how a step turned out, the radius had better go by the clock.
         tiny = torch.finfo(s["radius"].dtype).tiny
-        timed = _TIMED * s["first_radius"] * s["steps"].rsqrt()
+        clock = (s["earlier"] + 1) / (s["earlier"] + s["steps"])
+        timed = _TIMED * s["first_radius"] * clock.sqrt()
         # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
         nominal, timed = (r.clamp_min(tiny).log() for r in (s["radius"], timed))
         radius = torch.lerp(nominal, timed, a[9].clamp_min(0))

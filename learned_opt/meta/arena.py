@@ -208,7 +208,7 @@ class Arena:
     ) -> Standing:
         index = torch.randint(self.pool.num_problems, (num_lanes,), generator=rng)
         horizon = torch.tensor([self.horizon.draw(progress, rng) for _ in range(num_lanes)])
-        horizon = (self.stretch * horizon).round().long()
+        horizon = (self.stretch * horizon).round().long().clamp_min(1)
         problems = self.pool.select(index)
         point = flatten(problems.params)
         with torch.no_grad():

@@ -9,6 +9,7 @@ strategies spread it over all of theta.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
@@ -34,7 +35,7 @@ _REFILL = 8
 """Steps between two looks for lanes that have ended."""
 
 _FARTHEST = 0.03
-"""Divergence from the policy that played beyond which lanes with noise wait for the next rollout:
+"""Divergence from the policy that played beyond which a minibatch's lanes with noise teach nothing:
 what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
 
 _FADING = 0.9
@@ -95,9 +96,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
     """The clipped policy gradient, one minibatch an outer step.
 
     All deterministic tasks are played in one batch, each task with minibatches or noise in a batch
-    of its own. There a change of decisions is kept up for a rollout: what a single step is worth
-    does not show among minibatches. The critic sees what no rule can: the gap, the best gap and the
-    task (an asymmetric critic), which takes away most of the variance.
+    of its own. There a change of decisions is kept up for a rollout and counts as one decision,
+    with one likelihood and all that came of it as its surplus: what a single step is worth does not
+    show among minibatches. A rule that asks whether there is noise (`PolicyRule.belief`) is told.
+    The critic sees what no rule can: the gap, the best gap and the task (an asymmetric critic),
+    which takes away most of the variance.
 
     Attributes:
         tasks: what to train on.
@@ -147,8 +150,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
             f"got {self.epsilon}",
         )
         require(
-            self.stochastic_stretch > 0,
-            f"stochastic_stretch must be positive, got {self.stochastic_stretch}",
+            0 < self.stochastic_stretch < math.inf,
+            f"stochastic_stretch must be positive and finite, got {self.stochastic_stretch}",
         )
         weights = self.task_weights
         require(
@@ -297,7 +300,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         memory = state.memory
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
-        is_noisy, kept = self._is_stochastic(state), torch.empty(0)
+        is_noisy = self._is_stochastic(state)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
@@ -311,7 +314,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
             mean, memory = policy.outputs(seen, memory)
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
             # Among minibatches no single decision shows: the same change of all steps does.
-            kept = drawn if k == 0 else kept
+            if k == 0:
+                kept = drawn
             drawn = torch.where(is_noisy[:, None], kept, drawn)
             action = mean + std * drawn
             kinds.append(self._kinds(state))
@@ -403,7 +407,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
                 memory = _forget(memory, rollout.fresh[k, lanes])
             mean, memory = policy.outputs(rollout.observations[k, lanes], memory)
             means.append(mean)
-            beliefs.append(memory.get("belief"))
+            beliefs.append(policy.belief(memory))
         mean = torch.stack(means)
         weights, is_noisy = rollout.weights[:, lanes], self._is_stochastic(state)[lanes]
         difference = (
@@ -417,22 +421,23 @@ class ProximalPolicy(MetaGradient[PPOState]):
         with torch.no_grad():
             moved = (ratio - 1 - difference) * weights
             change = {
-                name: (moved[:, own].sum() / weights[:, own].sum().clamp_min(1)).item()
+                name: (moved[:, own].sum() / weights[:, own].sum()).item()
                 for name, own in (
                     ("kl_divergence", ~is_noisy),
                     ("kl_divergence_amid_noise", is_noisy),
                 )
+                if weights[:, own].any()
             }
         gains = rollout.advantages[:, lanes]
-        if change["kl_divergence_amid_noise"] > _FARTHEST:
+        if change.get("kl_divergence_amid_noise", 0.0) > _FARTHEST:
             gains = gains * ~is_noisy
         cut = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         surrogate = torch.minimum(ratio * gains, cut * gains).mean()
         outside = (mean.abs() - 1).clamp_min(0).square().mean()
         loss = _PULL * outside - surrogate
         if isinstance(beliefs[0], Tensor):
-            # Whether there is noise is known here, so that need not be found out from costs.
-            belief = torch.stack(beliefs)[..., 0]  # type: ignore[arg-type]
+            # Whether there is noise is known here, so that need not be found out from costs alone.
+            belief = torch.stack(beliefs)  # type: ignore[arg-type]
             truth = is_noisy.to(belief).expand_as(belief)
             loss = loss + F.binary_cross_entropy_with_logits(belief, truth, weight=weights)
         return loss, change

@@ -90,8 +90,8 @@ class Preset:
         score = result.last_score if self.keeps_last else result.best_score
         about = json.loads(read_metadata(made)["training"])
         horizon = f"{about['horizon']['low']} to {about['horizon']['high']}"
-        if about["stochastic_stretch"] != 1:
-            horizon += f", {about['stochastic_stretch']:g} times as long amid noise"
+        if (stretch := about.get("stochastic_stretch", 1)) != 1:
+            horizon += f", {stretch:g} times as long amid noise"
         return save_rule(
             load_rule(str(made)),
             out / f"{self.rule}.safetensors",
@@ -239,7 +239,7 @@ PRESETS: dict[str, Preset] = {
     "residual": _coordinatewise("residual", "Learnable Adam corrected by small_fc_lopt", 3e-3),
     "controller": Preset(
         rule="controller",
-        description="Recurrent net that steers a trust region, trained by PPO",
+        description="Recurrent nets that steer a trust region, trained by PPO",
         mixture=_controller_mixture,
         settings={
             "estimator": "ppo",

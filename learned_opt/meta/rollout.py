@@ -11,8 +11,8 @@ from torch import Tensor
 from learned_opt.trees import Tree
 
 _NOISY_SHARE = 0.2
-"""Deviation of the advantages there: a change that is kept up makes their gradient long and steady,
-and at 1 it drowns that of all other lanes."""
+"""Deviation of the advantages in lanes with noise: a change that is kept up makes their gradient
+long and steady, and at 1 it drowns that of all other lanes."""
 
 
 @final
@@ -26,7 +26,7 @@ class Rollout:
         actions: ``[K, N, A]`` as drawn, before they were cut off.
         log_likelihoods: ``[K, N]`` of the actions.
         advantages: ``[K, N]`` standardised, see `standardised`; zero where a lane stood still, the
-            same at all steps where there is noise.
+            same at all other steps of a lane with noise.
         fresh: ``[K, N]`` bool, an episode began before the step.
         weights: ``[K, N]`` 1 where a lane moved, 0 where it stood still.
     """
@@ -67,8 +67,8 @@ def advantages(
 def standardised(advantages: Tensor, is_stochastic: Tensor, weights: Tensor) -> Tensor:
     """Mean zero and deviation one, or `_NOISY_SHARE` in lanes with noise, apart from the others.
 
-    Problems with noise take ten times as many steps, so a step counts a tenth there: side by side
-    with the others nothing would be learned from them.
+    Costs with noise have a scale of their own: problems take ten times as many steps there, and all
+    that a rollout came to is one surplus. In one lot the scale of one kind would rule the other.
 
     Args:
         advantages: ``[K, N]``.

@@ -25,6 +25,7 @@ from learned_opt.meta.estimators import MetaGradient, trainable
 from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.history import History
 from learned_opt.meta.interrupts import Interrupted, deferred_signals
+from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors
 from learned_opt.rules.base import Rule
 from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Task
@@ -165,15 +166,11 @@ class _Run:
             "first_losses": [_first_losses(task) for task in tasks],
             "estimator_class": type(estimator).__name__,
         }
+        factors = {k: v for k, v in learning_rate_factors(rule).items() if v != 1}
+        if factors:
+            self.settings["learning_rate_factors"] = factors
         self.parameters = trainable(rule)
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": [p], "factor": rule.learning_rate_factor(name)}
-                for name, p in rule.named_parameters()
-                if p.requires_grad
-            ],
-            betas=(0.9, config.second_moment_decay),
-        )
+        self.optimizer = OuterAdam(rule, config)
         self.rng = torch.Generator().manual_seed(stream_seed("meta-training", config.seed))
         self.held_out = draw_held_out(
             tasks, config.num_eval_problems, dtype=config.torch_dtype, device=config.device
@@ -222,8 +219,7 @@ class _Run:
         if math.isfinite(meta_loss) and math.isfinite(grad_norm):
             self.state = estimate.state
             self.num_nonfinite_in_a_row = 0
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["factor"] * config.learning_rate_at(self.step)
+            self.optimizer.set_learning_rate(config.learning_rate_at(self.step))
             self.optimizer.step()
             self.window.append([meta_loss, grad_norm])
             self.metrics.append(dict(estimate.metrics))

@@ -126,7 +126,8 @@ def findings(run: RunHistory) -> list[Finding]:
         _never_better,
         _short_sighted,
         _noisy,
-        _far,
+        _far_without_noise,
+        _far_amid_noise,
         _pairs_left_out,
         _held_out_not_finite,
     ]
@@ -294,20 +295,27 @@ def _noisy(run: RunHistory) -> Finding | None:
     )
 
 
-def _far(run: RunHistory) -> Finding | None:
-    for metric, where in (("kl_divergence", ""), ("kl_divergence_amid_noise", " amid noise")):
-        steps, divergences = run.column(f"estimator/{metric}")
-        is_far = divergences > 0.05
-        if len(divergences) and is_far.mean() > 0.1:
-            return Finding(
-                symptom=f"the policy moves far between two rollouts{where}: divergence "
-                f"{np.median(divergences[is_far]):.2g} in {100 * is_far.mean():.0f} % of the steps",
-                remedy="what was played no longer says what pays: a lower learning rate (of that "
-                "part of the rule, `Rule.learning_rate_factor`), fewer epochs, more problems",
-                metric="meta_loss",
-                step=int(steps[np.argmax(is_far)]),
-            )
-    return None
+def _far_without_noise(run: RunHistory) -> Finding | None:
+    return _far(run, "kl_divergence", "")
+
+
+def _far_amid_noise(run: RunHistory) -> Finding | None:
+    return _far(run, "kl_divergence_amid_noise", " amid noise")
+
+
+def _far(run: RunHistory, metric: str, where: str) -> Finding | None:
+    steps, divergences = run.column(f"estimator/{metric}")
+    is_far = divergences > 0.05
+    if not len(divergences) or is_far.mean() <= 0.1:
+        return None
+    return Finding(
+        symptom=f"the policy moves far between two rollouts{where}: divergence "
+        f"{np.median(divergences[is_far]):.2g} in {100 * is_far.mean():.0f} % of the records",
+        remedy="what was played no longer says what pays: a lower learning rate (of that part of "
+        "the rule, `learning_rate_factor`), fewer epochs, more problems",
+        metric="meta_loss",
+        step=int(steps[np.argmax(is_far)]),
+    )
 
 
 def _pairs_left_out(run: RunHistory) -> Finding | None:

@@ -29,6 +29,9 @@ class Rule(nn.Module, ABC):
             tensor it lies in and wherever: every leaf of the state is ``[N]`` or ``[N, P, ...]``
             over the flattened coordinates.
         feature_schema: digest of what a learned rule sees; empty for a hand-made one.
+
+    A module inside a rule may carry ``learning_rate_factor``, a positive number: meta-training
+    moves its parameters at that many times the learning rate of the settings.
     """
 
     name: ClassVar[str]
@@ -36,18 +39,6 @@ class Rule(nn.Module, ABC):
     needs_rng: ClassVar[bool] = False
     coordinatewise: ClassVar[bool] = False
     feature_schema: ClassVar[str] = ""
-
-    def learning_rate_factor(self, name: str) -> float:
-        """Meta-training's learning rate of a parameter, over that of the settings.
-
-        Args:
-            name: as in `named_parameters`.
-
-        Returns:
-            A positive number; 1 unless a rule knows better.
-        """
-        del name
-        return 1.0
 
     @abstractmethod
     def init(self, params: Params) -> Tree:

@@ -84,24 +84,24 @@ class Controller(PolicyRule):
         )
         self.memory = memory
         features, decisions = len(self.actuator.features), self.actuator.actions.size
-        self.amid_noise = _Net((features, *hidden, decisions), lstm_units, seed=seed + 1)
-        # Not by the size: the problems with noise that it is trained on are all larger.
-        self.judge = _Net((features - 1, 1), _JUDGE_UNITS, seed=seed + 2)
+        self.amid_noise = Recurrent().build(
+            (features, *hidden, decisions), lstm_units=lstm_units, seed=seed + 1
+        )
+        # It remembers long, so its decisions move far at once.
+        self.amid_noise.learning_rate_factor = _AMID_NOISE_FACTOR
+        # Not by the size: most problems with noise that it is trained on are the largest of all.
+        assert self.actuator.features[-1].name == "size"
+        self.judge = Recurrent().build((features - 1, 1), lstm_units=_JUDGE_UNITS, seed=seed + 2)
         with torch.no_grad():
             for parameter in self.amid_noise.layers[-1].parameters():
                 parameter.mul_(_OUTPUT_SCALE)
 
-    def learning_rate_factor(self, name: str) -> float:
-        """Less for the net for noise: it remembers long, so its decisions move far at once."""
-        return _AMID_NOISE_FACTOR if name.startswith("amid_noise") else 1.0
-
     def init_memory(self, lanes: Sequence[int]) -> Tree:
-        """The memories of all three nets, and the ``belief``, see `outputs`."""
+        """The memories of all three nets."""
         return {
             **super().init_memory(lanes),
             "amid_noise": self.amid_noise.init_memory(lanes),
             "judge": self.judge.init_memory(lanes),
-            "belief": next(self.parameters()).new_zeros(*lanes, 1),
         }
 
     def outputs(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tree]:
@@ -112,14 +112,23 @@ class Controller(PolicyRule):
             state: holds the memories.
 
         Returns:
-            ``[..., A]`` numbers, and the new memories. Their ``belief``, ``[..., 1]``, is the
-            logit of the probability that there is noise.
+            ``[..., A]`` numbers, and the new memories.
         """
         decisions, memory = super().outputs(observation, state)
         others, amid_noise = self.amid_noise.outputs(observation, state["amid_noise"])  # type: ignore[arg-type]
         belief, judge = self.judge.outputs(observation[..., :-1], state["judge"])  # type: ignore[arg-type]
-        memory |= {"amid_noise": amid_noise, "judge": judge, "belief": belief}
+        memory |= {"amid_noise": amid_noise, "judge": judge}
         return torch.lerp(decisions, others, belief.sigmoid()), memory
+
+    def belief(self, memory: Tree) -> Tensor:
+        """How likely the judge takes it that there is noise, ``[...]`` logits.
+
+        Proximal policy optimization teaches it that, beside what pays; to other estimators it is a
+        gate like any other.
+        """
+        hidden = memory["judge"]["hidden"]  # type: ignore[index,call-overload]
+        belief: Tensor = self.judge.layers[-1](hidden)[..., 0]
+        return belief
 
     def config(self) -> dict[str, Any]:
         """Sizes and scope."""
@@ -129,12 +138,3 @@ class Controller(PolicyRule):
             "hidden": list(self.hidden),
             "scope": self.scope,
         }
-
-
-class _Net(Recurrent):
-    """One of the nets beside that of the rule itself."""
-
-    def __init__(self, widths: Sequence[int], lstm_units: int, *, seed: int) -> None:
-        super().__init__()
-        self.lstm_units, self.activation = lstm_units, "tanh"
-        self.build(widths, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +27,36 @@ class Recurrent(nn.Module):
     Attributes:
         lstm_units: units of the LSTM, 0 for none.
         activation: ``tanh`` or ``relu``, between layers.
+        learning_rate_factor: see `Rule`.
     """
 
     lstm_units: int
     activation: str
+    learning_rate_factor: float = 1.0
 
-    def build(self, widths: Sequence[int], *, seed: int) -> None:
-        """Draw initial weights; `lstm_units` and `activation` are set.
+    def build(
+        self, widths: Sequence[int], *, lstm_units: int, activation: str = "tanh", seed: int
+    ) -> Self:
+        """Draw initial weights.
 
         Args:
             widths: of the observation, of hidden layers, of what is put out.
+            lstm_units: units of the LSTM, 0 for none.
+            activation: ``tanh`` or ``relu``, between layers.
             seed: of the weights.
+
+        Returns:
+            The network itself.
         """
+        self.lstm_units, self.activation = lstm_units, activation
         features, *others = widths
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.lstm = nn.LSTMCell(features, self.lstm_units) if self.lstm_units else None
-            sizes = (self.lstm_units or features, *others)
+            self.lstm = nn.LSTMCell(features, lstm_units) if lstm_units else None
+            sizes = (lstm_units or features, *others)
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self._between = ACTIVATIONS[self.activation]()
+        self._between = ACTIVATIONS[activation]()
+        return self
 
     def init_memory(self, lanes: Sequence[int]) -> Tree:
         """The network's memory before its first decision.
@@ -136,8 +147,8 @@ class PolicyRule(Recurrent, Rule):
     ) -> None:
         super().__init__()
         self.actuator = get_actuator(actuator, **(actuator_config or {}))
-        self.hidden, self.activation, self.head = tuple(hidden), activation, head
-        self.lstm_units, self.learning_rate, self.scope = lstm_units, learning_rate, scope
+        self.hidden, self.head = tuple(hidden), head
+        self.learning_rate, self.scope = learning_rate, scope
         features, decisions = len(self.actuator.features), self.actuator.actions.size
         require(all(n >= 1 for n in hidden), f"hidden must be positive, got {list(hidden)}")
         require(lstm_units >= 0, f"lstm_units must not be negative, got {lstm_units}")
@@ -149,7 +160,8 @@ class PolicyRule(Recurrent, Rule):
         )
         require(learning_rate > 0, f"learning_rate must be positive, got {learning_rate}")
         require(scope in {"tensor", "problem"}, f"scope must be tensor or problem, got '{scope}'")
-        self.build((features, *self.hidden, decisions), seed=seed)
+        widths = (features, *self.hidden, decisions)
+        self.build(widths, lstm_units=lstm_units, activation=activation, seed=seed)
         with torch.no_grad():
             for parameter in self.layers[-1].parameters():
                 parameter.mul_(output_scale)
@@ -233,6 +245,18 @@ class PolicyRule(Recurrent, Rule):
         if self.scope == "problem":
             return unflatten(updates["all"], params), new
         return {name: updates[name].reshape(p.shape) for name, p in params.items()}, new
+
+    def belief(self, memory: Tree) -> Tensor | None:
+        """How likely the network takes it that there is noise.
+
+        Args:
+            memory: as from `outputs`.
+
+        Returns:
+            ``[...]`` logits, or None from a network that does not ask.
+        """
+        del memory
+        return None
 
     def decide(
         self, observation: Tensor, state: Tree, *, mask: Tensor | None = None

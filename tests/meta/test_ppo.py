@@ -259,9 +259,8 @@ def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
         likelihood = log_likelihood(rollout.actions[k], mean, std)
         assert_close(likelihood, rollout.log_likelihoods[k])
         total = total + (rollout.advantages[k] * likelihood).sum()
-        noisy = memory["belief"][:, 0].sigmoid()
+        noisy = rule.belief(memory).sigmoid()
         told = told + (rollout.weights[k] * torch.where(is_noisy, noisy, 1 - noisy).log()).sum()
-    assert_close(estimate.state.rollout.memory["belief"], torch.zeros(len(is_noisy), 1))
     want = torch.autograd.grad(-(total + told) / rollout.advantages.numel(), trainable(rule))
     for got, slope in zip(estimate.grads, want, strict=True):
         assert_close(got, slope, rtol=1e-4, atol=1e-7)
@@ -270,6 +269,54 @@ def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
         moved = rollout.advantages[:, lanes][rollout.weights[:, lanes].bool()]
         assert moved.mean().item() == pytest.approx(0, abs=1e-5)
         assert moved.std().item() == pytest.approx(share, rel=1e-2)
+
+
+@pytest.mark.parametrize(("moved", "is_far"), [(0.02, False), (0.3, True)])
+def test_the_objective_of_a_policy_that_moved_is_that_of_a_slow_reference(moved, is_far):
+    """Lane by lane: amid noise one ratio for all steps, and nothing gained from far away."""
+    estimator = replace(configured_estimator(CONFIG, tasks()), minibatches=1)
+    rule = controller()
+    state = estimator.estimate(rule, None, progress=0.0, rng=rng()).state
+    generator = rng(7)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
+        rollout, is_noisy = state.rollout, is_stochastic(state)
+        memory, differences, outside, surprise = rollout.memory, [], [], 0.0
+        for k in range(9):
+            if k == 8:
+                memory = tree_map(lambda m: m * ~rollout.fresh[8, :, None], memory)
+            mean, memory = rule.outputs(rollout.observations[k], memory)
+            new = log_likelihood(rollout.actions[k], mean, state.std)
+            differences.append(new - rollout.log_likelihoods[k])
+            outside.append((mean.abs() - 1).clamp_min(0).square())
+            chance = rule.belief(memory).sigmoid()
+            right = torch.where(is_noisy, chance, 1 - chance)
+            surprise -= (rollout.weights[k] * right.log()).sum()
+        gains, divergence = torch.zeros(9, 24), {True: [], False: []}
+        for n in range(24):
+            steps = [k for k in range(9) if rollout.weights[k, n] == 1]
+            whole = sum(differences[k][n] for k in steps) / max(len(steps), 1)
+            for k in steps:
+                change = whole if is_noisy[n] else differences[k][n]
+                divergence[bool(is_noisy[n])].append((change.exp() - 1 - change).item())
+                ratio, advantage = change.exp(), rollout.advantages[k, n]
+                gains[k, n] = min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        noisy, calm = (sum(found) / len(found) for found in (divergence[True], divergence[False]))
+        if is_far:
+            gains[:, is_noisy] = 0
+        want = 0.01 * torch.stack(outside).mean() - gains.mean() + surprise / gains.numel()
+        loss, change = estimator._surrogate(rule, state, torch.arange(24))
+    assert (noisy > 0.03) == is_far
+    assert_close(loss, want, rtol=1e-4, atol=1e-6)
+    assert change["kl_divergence"] == pytest.approx(calm, rel=1e-3)
+    assert change["kl_divergence_amid_noise"] == pytest.approx(noisy, rel=1e-3)
+
+
+def test_where_nothing_is_noisy_there_is_no_divergence_amid_noise():
+    estimator = configured_estimator(CONFIG, tasks()[:1])
+    metrics = estimator.estimate(controller(), None, progress=0.0, rng=rng()).metrics
+    assert "kl_divergence" in metrics and "kl_divergence_amid_noise" not in metrics
 
 
 def test_where_there_is_noise_a_change_of_decisions_is_kept_up():
@@ -295,6 +342,14 @@ def test_episodes_with_noise_are_stretched():
         controller(), None, progress=0.0, rng=rng()
     )
     assert [set(standing["horizon"].tolist()) for standing in state.state.standings] == [{7}, {18}]
+
+
+def test_no_episode_is_shorter_than_a_step():
+    config = replace(CONFIG, stochastic_stretch=0.01)
+    state = configured_estimator(config, tasks()).estimate(
+        controller(), None, progress=0.0, rng=rng()
+    )
+    assert set(state.state.standings[1]["horizon"].tolist()) == {1}
 
 
 def test_a_critic_learns_what_it_is_shown():

@@ -92,11 +92,11 @@ def test_healthy_run_has_no_findings():
         ),
         (
             {"estimator/kl_divergence": [0.004] * 17 + [0.2] * 3},
-            "the policy moves far between two rollouts: divergence 0.2 in 15 % of the steps",
+            "the policy moves far between two rollouts: divergence 0.2 in 15 % of the records",
         ),
         (
             {
-                "estimator/kl_divergence": [0.004] * 20,
+                "estimator/kl_divergence": [0.2] * 20,
                 "estimator/kl_divergence_amid_noise": [0.01] * 10 + [0.25] * 10,
             },
             "the policy moves far between two rollouts amid noise: divergence 0.25 in 50 %",

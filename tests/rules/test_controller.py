@@ -281,4 +281,22 @@ def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
         second, noisy = rule.amid_noise.outputs(observation, noisy)
         assert not torch.allclose(first, second)
         assert_close(decisions, (1 - share) * first + share * second)
-        assert (memory["belief"] == bias).all() and memory["belief"].shape == (3, 1)
+        assert rule.belief(memory).tolist() == [bias] * 3
+
+
+def test_the_judge_sees_all_but_the_size_and_remembers():
+    rule = get_rule("controller", lstm_units=5, seed=3).double()
+    names = [feature.name for feature in rule.actuator.features]
+    seen = torch.randn(2, len(names), dtype=torch.float64)
+
+    def belief(*observations):
+        memory = rule.init_memory(())
+        for observation in observations:
+            _, memory = rule.outputs(observation, memory)
+        return rule.belief(memory).item()
+
+    for place, name in enumerate(names):
+        other = seen[0].clone()
+        other[place] += 1
+        assert (belief(other) == belief(seen[0])) == (name == "size"), name
+        assert (belief(other, seen[1]) == belief(*seen)) == (name == "size"), name

@@ -1,0 +1,68 @@
+"""Meta-training's Adam: parts of a rule learn at rates of their own, and a resumed run knows."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_opt.errors import LearnedOptError
+from learned_opt.meta.config import TrainConfig
+from learned_opt.meta.horizons import Fixed
+from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors
+from learned_opt.meta.trainer import meta_train
+from learned_opt.rules import get_rule
+from learned_opt.rules.guarded import Guarded
+from learned_opt.tasks import get_task
+
+CONFIG = TrainConfig(
+    num_outer_steps=4,
+    num_problems=2,
+    truncation=2,
+    horizon=Fixed(4),
+    num_eval_problems=2,
+    evaluate_every=2,
+    learning_rate=0.01,
+    checkpoint_seconds=0.0,
+)
+
+
+def test_the_net_for_noise_learns_at_a_tenth_of_the_rate_wherever_it_is():
+    rule = get_rule("controller", lstm_units=4)
+    for prefix, whole in (("", rule), ("rule.", Guarded(rule, "adam"))):
+        for name, factor in learning_rate_factors(whole).items():
+            assert factor == (0.1 if name.startswith(f"{prefix}amid_noise.") else 1), name
+
+
+def test_factors_of_modules_within_modules_multiply():
+    rule = get_rule("controller", lstm_units=4)
+    rule.amid_noise.layers.learning_rate_factor = 0.5
+    rule.judge.learning_rate_factor = 3
+    factors = learning_rate_factors(rule)
+    assert factors["amid_noise.layers.0.weight"] == pytest.approx(0.05)
+    assert factors["amid_noise.lstm.bias_hh"] == 0.1
+    assert factors["judge.layers.0.bias"] == 3 and factors["layers.0.bias"] == 1
+
+
+def test_the_first_step_is_as_long_as_the_learning_rate():
+    rule = get_rule("controller", lstm_units=4)
+    before = {name: p.detach().clone() for name, p in rule.named_parameters()}
+    optimizer = OuterAdam(rule, CONFIG)
+    for parameter in rule.parameters():
+        parameter.grad = torch.full_like(parameter, -3.0)
+    optimizer.set_learning_rate(0.5)
+    optimizer.step()
+    for name, parameter in rule.named_parameters():
+        step = torch.full_like(parameter, 0.05 if name.startswith("amid_noise.") else 0.5)
+        assert_close(parameter.detach() - before[name], step, rtol=1e-4, atol=1e-6)
+
+
+def test_one_group_for_a_rule_that_does_not_care():
+    assert len(OuterAdam(get_rule("lstm", hidden_size=3), CONFIG).param_groups) == 1
+
+
+def test_a_run_does_not_go_on_at_other_rates(tmp_path):
+    rule, tasks = get_rule("controller", lstm_units=4), [get_task("x2_y4_y2")]
+    meta_train(rule, tasks, config=CONFIG, out=tmp_path)
+    rule = get_rule("controller", lstm_units=4)
+    rule.amid_noise.learning_rate_factor = 0.01
+    with pytest.raises(LearnedOptError, match=r"learning_rate_factors: .* 0.1.* there, .* 0.01"):
+        meta_train(rule, tasks, config=CONFIG, out=tmp_path, resume=True)
