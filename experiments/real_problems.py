@@ -120,11 +120,11 @@ class CharacterModel(nn.Module):
         return found
 
 
-def perceptron(*sizes: int) -> nn.Sequential:
-    """A ReLU network."""
+def perceptron(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers and an activation between them."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -231,6 +231,27 @@ def _diabetes() -> Data:
     return Data(inputs=inputs, targets=targets)
 
 
+def problem(
+    name: str,
+    data: tuple[Data, Data],
+    build: Callable[[], nn.Module],
+    *,
+    num_steps: int,
+    batch_size: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Problem:
+    """From training and validation examples, see `Problem`."""
+    return Problem(
+        name=name,
+        train=data[0],
+        validation=data[1],
+        num_steps=num_steps,
+        batch_size=batch_size,
+        build=build,
+        loss=loss,
+    )
+
+
 @cache
 def problems() -> tuple[Problem, ...]:
     """All six."""
@@ -240,25 +261,6 @@ def problems() -> tuple[Problem, ...]:
     phrases = sequences.split(len(sequences) // 10)
     cancer = Data(inputs=breast_cancer().inputs.float(), targets=breast_cancer().labels).split(114)
     diabetes = _diabetes().split(88)
-
-    def problem(
-        name: str,
-        data: tuple[Data, Data],
-        build: Callable[[], nn.Module],
-        *,
-        num_steps: int,
-        batch_size: int,
-        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-    ) -> Problem:
-        return Problem(
-            name=name,
-            train=data[0],
-            validation=data[1],
-            num_steps=num_steps,
-            batch_size=batch_size,
-            build=build,
-            loss=loss,
-        )
 
     return (
         problem(
