@@ -205,7 +205,8 @@ def test_a_rule_that_has_arrived_keeps_its_charge(dtype):
         charge.append(is_rule(state))
         losses.append(loss.item())
     assert all(map(bool, charge))
-    assert max(losses[100:]) < 1e-10 * losses[0]
+    # How still it lies then is a matter of its weights: it was trained to 1e-5.
+    assert max(losses[100:]) < 1e-8 * losses[0]
 
 
 def test_problems_are_judged_one_by_one():
