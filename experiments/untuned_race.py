@@ -357,7 +357,9 @@ def write(
         console.print(table)
     for note in notes:
         console.print(note, highlight=False)
-    who = ", ".join(Entrant.of(rule).name for rule in settings.rules)
+    who = ", ".join(dict.fromkeys(Entrant.of(rule).name for rule in settings.rules))
+    if len(settings.rules) > 1:
+        who += f" ({len(settings.rules)} meta-seeds)"
     plot(
         comparisons,
         floors,
