@@ -69,6 +69,11 @@ class Train:
     """Pairs of perturbed thetas, which share the problems; for evolution strategies."""
     exploration: tuple[float, float] = (0.3, 0.1)
     """Standard deviation of the decisions at the start and in the end; for ppo."""
+    noise_exploration: float = 1.0
+    """That of decisions on tasks with minibatches or noise over that elsewhere; for ppo."""
+    twins: bool = False
+    """Compare two runs on each such problem, which try opposite changes amid the same noise; for
+    ppo."""
     truncation: int = 20
     """Inner steps per outer update; for ppo, per rollout; backpropagation takes whole episodes."""
     segment_length: int | None = None
@@ -85,6 +90,9 @@ class Train:
     """Outer Adam's first learning rate; it decays by a cosine."""
     warmup_steps: int = 0
     """Outer steps over which the learning rate rises to its first value."""
+    averaging: float | None = None
+    """Mean age, as a share of the steps so far, of the weights that are averaged to those that are
+    evaluated and kept; those of the last step by default."""
     clip_norm: float = 1.0
     """Longest meta-gradient; longer ones are shortened."""
     second_order: bool = False
@@ -141,12 +149,15 @@ class Train:
             sigma=self.sigma,
             num_pairs=self.num_pairs,
             exploration=self.exploration,
+            noise_exploration=self.noise_exploration,
+            twins=self.twins,
             truncation=self.truncation,
             segment_length=self.segment_length,
             horizon=horizon,
             objective=self.objective,
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
+            averaging=self.averaging,
             clip_norm=self.clip_norm,
             second_order=self.second_order,
             imitation_steps=self.imitation_steps,

@@ -14,7 +14,7 @@ from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
 from learned_opt.meta.horizons import Horizon
 from learned_opt.meta.objectives import gap_unit
 from learned_opt.tasks.base import Problems, Task
-from learned_opt.trees import Tree, flatten, replace_rows, unflatten
+from learned_opt.trees import Tree, flatten, replace_rows, select, unflatten
 from learned_opt.unroll import loss_and_grads
 
 _DIVERGENCE = 1e4
@@ -68,8 +68,8 @@ class Arena:
 
     An episode ends at its horizon, where it is cut; or a while after the smallest target is
     reached, so that staying there is learned too; or when it diverges. Until `refill` nothing
-    counts that is computed for ended lanes. One lane in five never sees
-    its loss if the actuator can do without.
+    counts that is computed for ended lanes. One lane in five never sees its loss if the actuator
+    can do without.
 
     Attributes:
         task: what is minimised.
@@ -79,6 +79,8 @@ class Arena:
         horizon: how long they last.
         epsilons: the smallest relative gap that counts for each kind of task, see `kinds`.
         stretch: they last this many times longer.
+        has_twins: whether two lanes stand at the same place after `align` and see the same noise
+            from then on, so that they differ by their decisions alone.
     """
 
     task: Task
@@ -88,15 +90,33 @@ class Arena:
     horizon: Horizon
     epsilons: tuple[float, ...]
     stretch: float = 1.0
+    has_twins: bool = False
+
+    @property
+    def origins(self) -> Tensor:
+        """``[N]`` the lane that each is a twin of, itself where there are none.
+
+        Those in the second half are twins of those in the first, but the last one if they are odd.
+        """
+        lanes = torch.arange(self.num_lanes)
+        return lanes % (self.num_lanes - self.num_lanes // 2) if self.has_twins else lanes
+
+    def align(self, standing: Standing) -> Standing:
+        """Put twins where their origins stand."""
+        return self.unpack({"tree": self._alike(standing.tree)}) if self.has_twins else standing
+
+    def _alike(self, drawn: Tree) -> Tree:
+        """What was drawn for each lane, the same for twins."""
+        return select(drawn, self.origins) if self.has_twins else drawn
 
     def start(self, progress: float, rng: torch.Generator) -> Standing:
         """Fresh episodes in all lanes."""
-        return self._fresh(self.num_lanes, progress, rng)
+        return self.align(self._fresh(self.num_lanes, progress, rng))
 
     def refill(
         self, standing: Standing, progress: float, rng: torch.Generator
     ) -> tuple[Standing, Tensor]:
-        """Fresh episodes in the lanes that have ended.
+        """Fresh episodes in the lanes that have ended; align twins before.
 
         Args:
             standing: where the lanes stand.
@@ -112,9 +132,7 @@ class Arena:
             return standing, over
         fresh = self._fresh(len(lanes), progress, rng, lanes=lanes)
         tree = replace_rows(standing.tree, lanes, fresh.tree)
-        index = tree["index"]
-        assert isinstance(index, Tensor)
-        return Standing(problems=self.pool.select(index), tree=tree), over
+        return self.align(self.unpack({"tree": tree})), over
 
     def step(
         self, standing: Standing, action: Tensor, pace: Tensor, rng: torch.Generator
@@ -136,6 +154,8 @@ class Arena:
 
         def noise() -> Tensor:
             drawn = torch.randn(point.shape, generator=rng, dtype=point.dtype)
+            if self.has_twins:
+                drawn = drawn[self.origins]
             if used is None:
                 return drawn
             # Actuators divide by the root of the number of coordinates: all of them, used or not.
@@ -143,7 +163,9 @@ class Arena:
 
         moved = self.actuator.act(action, s["grads"], point, s.tree["actuator"], noise)  # type: ignore[arg-type]
         point, time = point + moved.updates, s["time"] + 1
-        seen, gap, grads = self._evaluate(point, s.problems, s["unit"], rng)
+        batch = self.task.batch(s.problems, rng)
+        batch = batch if batch is None else self._alike(batch)
+        seen, gap, grads = self._evaluate(point, s.problems, s["unit"], batch)
         lanes = torch.arange(len(point))
         observation, actuator = self.actuator.observe(
             grads, self._shown(seen, lanes), point, moved.state
@@ -215,7 +237,8 @@ class Arena:
             exact = self.task.loss(problems.params, problems).double()
         unit = gap_unit(facts=problems.facts, initial=exact)
         unit = unit.clamp_min(torch.finfo(torch.float32).tiny)
-        seen, gap, grads = self._evaluate(point, problems, unit, rng)
+        batch = self.task.batch(problems, rng)
+        seen, gap, grads = self._evaluate(point, problems, unit, batch)
         lanes = torch.arange(num_lanes) if lanes is None else lanes
         observation, actuator = self.actuator.observe(
             grads,
@@ -245,11 +268,10 @@ class Arena:
         )
 
     def _evaluate(
-        self, point: Tensor, problems: Problems, unit: Tensor, rng: torch.Generator
+        self, point: Tensor, problems: Problems, unit: Tensor, batch: Tree | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss that the actuator sees, the exact gap in float64, and gradients ``[N, P]``."""
         params = unflatten(point, problems.params)
-        batch = self.task.batch(problems, rng)
         loss, grads = loss_and_grads(self.task, params, problems, batch)
         exact = loss
         if batch is not None:
@@ -263,4 +285,4 @@ class Arena:
         if self.actuator.needs_loss:
             return losses
         stride = round(1 / _HIDDEN_LOSSES)
-        return losses.masked_fill(lanes % stride == 0, torch.nan)
+        return losses.masked_fill(self.origins[lanes] % stride == 0, torch.nan)

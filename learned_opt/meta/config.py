@@ -78,6 +78,11 @@ class TrainConfig:
         sigma: standard deviation of the perturbations of theta.
         num_pairs: pairs of perturbed thetas; `num_problems` must be a multiple.
         exploration: standard deviation of the decisions of ``ppo``, at the start and in the end.
+        noise_exploration: that on tasks with minibatches or noise, over that elsewhere, for
+            ``ppo``. A change of decisions is kept up for a rollout there, and a rule that has to
+            live with large ones learns to be careful.
+        twins: whether ``ppo`` compares two runs on each such problem, which try opposite changes
+            amid the same noise, so that smaller changes show.
         epochs: passes of ``ppo`` over a rollout.
         minibatches: parts of such a pass.
         stochastic_stretch: episodes on tasks with minibatches or noise last this many times longer
@@ -89,6 +94,9 @@ class TrainConfig:
         final_learning_rate_fraction: what the cosine decay leaves of it in the end.
         second_moment_decay: outer Adam's ``beta2``. Meta-gradients are heavy-tailed, and 0.99
             forgets an outlier ten times sooner than Adam's usual 0.999.
+        averaging: mean age, as a share of the outer steps so far, of the weights that are averaged
+            to those that are evaluated and kept (Polyak and Juditsky 1992; the power law of Karras
+            et al. 2024, arXiv:2312.02696); None evaluates and keeps those of the last step.
         clip_norm: largest Euclidean norm of the meta-gradient; longer ones are shortened.
         max_nonfinite_in_a_row: outer steps in a row whose meta-loss or meta-gradient may be not
             finite before the run is given up.
@@ -125,6 +133,8 @@ class TrainConfig:
     sigma: float = 0.01
     num_pairs: int = 16
     exploration: tuple[float, float] = (0.3, 0.1)
+    noise_exploration: float = 1.0
+    twins: bool = False
     epochs: int = 3
     minibatches: int = 4
     stochastic_stretch: float = 1.0
@@ -133,6 +143,7 @@ class TrainConfig:
     warmup_steps: int = 0
     final_learning_rate_fraction: float = 0.02
     second_moment_decay: float = 0.99
+    averaging: float | None = None
     clip_norm: float = 1.0
     max_nonfinite_in_a_row: int = 50
     seed: int = 0
@@ -153,6 +164,7 @@ class TrainConfig:
             "epsilon",
             "sigma",
             "num_pairs",
+            "noise_exploration",
             "epochs",
             "minibatches",
             "stochastic_stretch",
@@ -180,6 +192,10 @@ class TrainConfig:
         require(
             self.eval_steps is None or self.eval_steps >= 1,
             f"eval_steps must be positive or None, got {self.eval_steps}",
+        )
+        require(
+            self.averaging is None or 0 < self.averaging < 0.5,
+            f"averaging must lie between 0 and 0.5 or be None, got {self.averaging}",
         )
         for name in ("segment_length", "convex_term", "random_scaling"):
             value = getattr(self, name)
@@ -235,6 +251,14 @@ class TrainConfig:
         require(
             self.task_epsilons is None or self.estimator == "ppo",
             f"task_epsilons need the estimator 'ppo', got '{self.estimator}'",
+        )
+        require(
+            self.noise_exploration == 1 or self.estimator == "ppo",
+            f"noise_exploration needs the estimator 'ppo', got '{self.estimator}'",
+        )
+        require(
+            not self.twins or self.estimator == "ppo",
+            f"twins need the estimator 'ppo', got '{self.estimator}'",
         )
         require(
             self.stochastic_stretch == 1 or self.estimator == "ppo",

@@ -71,6 +71,8 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
             epsilon=config.task_epsilons or config.epsilon,
             stochastic_stretch=config.stochastic_stretch,
             exploration=config.exploration,
+            noise_exploration=config.noise_exploration,
+            has_twins=config.twins,
             epochs=config.epochs,
             minibatches=config.minibatches,
             dtype=config.torch_dtype,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from learned_opt.meta.config import TrainConfig
 from learned_opt.rules.base import Rule
@@ -53,3 +55,27 @@ class OuterAdam(torch.optim.Adam):
         """Learn at that rate from now on, times the factor of each group."""
         for group, factor in zip(self.param_groups, self._factors, strict=True):
             group["lr"] = factor * rate
+
+
+def power_average(rule: Rule, mean_age: float) -> AveragedModel:
+    """A copy of the rule that holds averages of its parameters.
+
+    Outer step ``s`` of ``t`` has a weight in proportion to ``s ** (1 / mean_age - 2)``, so the
+    average forgets the start however long training lasts.
+
+    Args:
+        rule: what is trained; update the copy with it after each outer step.
+        mean_age: how far back the average lies, as a share of the steps so far.
+
+    Returns:
+        The copy is the attribute ``module``.
+
+    References:
+        Karras et al. 2024 (arXiv:2312.02696), section 3.1.
+    """
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        kept = (1 - 1 / (float(count) + 1)) ** (1 / mean_age - 1)
+        return torch.lerp(current, averaged, kept)
+
+    return AveragedModel(rule, avg_fn=average)

@@ -24,7 +24,7 @@ from learned_opt.meta.arena import Arena, Outcome, Standing
 from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import Estimate, MetaGradient, trainable
 from learned_opt.meta.horizons import Horizon
-from learned_opt.meta.rollout import Rollout, advantages, log_likelihood, standardised
+from learned_opt.meta.rollout import Rollout, advantages, beside_twins, log_likelihood, standardised
 from learned_opt.rules.base import Rule
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.tasks.base import Task
@@ -37,6 +37,9 @@ _REFILL = 8
 _FARTHEST = 0.03
 """Divergence from the policy that played beyond which a minibatch's lanes with noise teach nothing:
 what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
+
+_LARGEST = 100
+"""Coordinates of tasks that are played in one batch."""
 
 _FADING = 0.9
 _FEW_REACHED, _SLOWEST = 0.05, 1000.0
@@ -63,7 +66,7 @@ class PPOState:
         waited: ``[tasks]`` shares of targets waited for, times steps, lately.
         reached: ``[tasks]`` shares of targets reached, lately.
         rollout: what was done last.
-        std: standard deviation of its decisions.
+        std: standard deviation of its decisions, where there is no noise.
         order: ``[N]`` lanes in the order in which this pass takes them.
         used: minibatches of the rollout that were used.
         cost: mean cost of a step of the rollout.
@@ -96,9 +99,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
     """The clipped policy gradient, one minibatch an outer step.
 
     All deterministic tasks are played in one batch, each task with minibatches or noise in a batch
-    of its own. There a change of decisions is kept up for a rollout and counts as one decision,
-    with one likelihood and all that came of it as its surplus: what a single step is worth does not
-    show among minibatches. A rule that asks whether there is noise (`PolicyRule.belief`) is told.
+    of its own. There a change of decisions is kept up for a rollout and counts as one decision with
+    one likelihood and all that came of it as its surplus: what a single step is worth does not show
+    among minibatches. With twins, two lanes begin a rollout at the same place and try opposite
+    changes amid the same noise; what came of one beside the other is their surplus, and the next
+    rollout begins where the first of them went. A rule that asks whether there is noise
+    (`PolicyRule.belief`) is told.
     The critic sees what no rule can: the gap, the best gap and the task (an asymmetric critic),
     which takes away most of the variance.
 
@@ -111,6 +117,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
         stochastic_stretch: those of tasks with minibatches or noise last this many times longer.
         epsilon: the smallest relative gap that counts, one for all tasks or one for each.
         exploration: standard deviation of decisions at the start and in the end.
+        noise_exploration: that of decisions amid noise over that elsewhere.
+        has_twins: whether lanes with noise come in twos, see above.
         epochs: passes over a rollout.
         minibatches: parts of a pass.
         pool_size: problems drawn at the start, from which episodes draw.
@@ -135,6 +143,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
     epochs: int = 3
     minibatches: int = 4
     stochastic_stretch: float = 1.0
+    noise_exploration: float = 1.0
+    has_twins: bool = False
     pool_size: int = 16384
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -160,6 +170,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
             f"got {weights}",
         )
         require(min(self.exploration) > 0, f"exploration must be positive, got {self.exploration}")
+        require(
+            0 < self.noise_exploration < math.inf,
+            f"noise_exploration must be positive and finite, got {self.noise_exploration}",
+        )
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must lie in [0, 1], got {self.gae_lambda}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require(
@@ -233,9 +247,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
     def _arenas(self, actuator: Actuator, pool_seed: int) -> list[Arena]:
         """One for all deterministic tasks, one for each other."""
         weights = self.task_weights or (1.0,) * len(self.tasks)
-        certain = [k for k, task in enumerate(self.tasks) if not task.is_stochastic]
-        groups = [certain] if certain else []
-        groups += [[k] for k, task in enumerate(self.tasks) if task.is_stochastic]
+        # A batch is as wide as the largest problem in it.
+        together = [
+            k for k, t in enumerate(self.tasks) if not t.is_stochastic and t.dim <= _LARGEST
+        ]
+        groups = [together] if together else []
+        groups += [[k] for k in range(len(self.tasks)) if k not in together]
         shares = [sum(weights[k] for k in group) / sum(weights) for group in groups]
         counts = [max(1, round(share * self.num_lanes)) for share in shares]
         counts[counts.index(max(counts))] += self.num_lanes - sum(counts)
@@ -257,6 +274,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
                     num_lanes=count,
                     horizon=self.horizon,
                     stretch=self.stochastic_stretch if task.is_stochastic else 1.0,
+                    has_twins=self.has_twins and task.is_stochastic,
                     # A mixture that is one task has kinds of its own, all with the same target.
                     epsilons=tuple(self.epsilons[k] for k in group)
                     if len(group) > 1
@@ -282,6 +300,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
             torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
         ])
 
+    def _deviations(self, state: PPOState) -> Tensor:
+        """``[N, 1]`` standard deviation of the decisions in each lane."""
+        amid_noise = self.noise_exploration * state.std
+        return torch.where(self._is_stochastic(state), amid_noise, state.std)[:, None]
+
     def _seen_by_critic(self, state: PPOState) -> Tensor:
         """``[N, F + C + tasks]``."""
         seen = [
@@ -296,15 +319,15 @@ class ProximalPolicy(MetaGradient[PPOState]):
     ) -> None:
         """Play `rollout_steps` steps, value them, and teach the critic."""
         first, last = self.exploration
-        std = first * (last / first) ** progress
-        memory = state.memory
+        state.std = first * (last / first) ** progress
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
         is_noisy = self._is_stochastic(state)
+        std, (origins, memory) = self._deviations(state), self._align(state)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
-                is_fresh = self._refill(state, progress, rng)
+                is_fresh = self._refill(state, k == 0, progress, rng)
                 memory = _forget(memory, is_fresh)
             if k == 0:
                 state.memory = memory
@@ -315,7 +338,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
             # Among minibatches no single decision shows: the same change of all steps does.
             if k == 0:
-                kept = drawn
+                kept = _opposite(drawn, origins)
             drawn = torch.where(is_noisy[:, None], kept, drawn)
             action = mean + std * drawn
             kinds.append(self._kinds(state))
@@ -337,7 +360,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         targets = (expected + surplus)[is_moving]
         # What is kept up is one decision, and all that came of it is its surplus.
         total = ((costs + following - expected) * weights).sum(0)
-        surplus = torch.where(is_noisy, total, surplus)
+        surplus = torch.where(is_noisy, beside_twins(total, origins), surplus)
         residual = (targets - expected[is_moving]).var() / targets.var()
         state.critic = copy.deepcopy(state.critic)
         state.critic.learn(seen_before[is_moving], targets, rng=rng)
@@ -350,19 +373,37 @@ class ProximalPolicy(MetaGradient[PPOState]):
             fresh=torch.stack(fresh),
             weights=weights,
         )
-        state.memory, state.std, state.used = memory, std, 0
+        state.memory, state.used = memory, 0
         state.cost = costs[is_moving].mean().item()
         self._follow_paces(state, outcomes, kinds, is_moving)
         state.metrics = {
             "explained_variance": 1 - residual.item(),
             "moving": weights.mean().item(),
-            "exploration": std,
+            "exploration": state.std,
             "pace": state.pace.log().mean().exp().item(),
         }
 
-    def _refill(self, state: PPOState, progress: float, rng: torch.Generator) -> Tensor:
+    def _align(self, state: PPOState) -> tuple[Tensor, Tree]:
+        """Put twins where their origins stand.
+
+        Returns:
+            ``[N]`` the lane that each is a twin of, itself where there is none; and the memory.
+        """
+        first, origins = 0, []
+        for position, arena in enumerate(state.arenas):
+            state.standings[position] = arena.align(state.standings[position])
+            origins.append(first + arena.origins)
+            first += arena.num_lanes
+        return torch.cat(origins), select(state.memory, torch.cat(origins))
+
+    def _refill(
+        self, state: PPOState, is_aligned: bool, progress: float, rng: torch.Generator
+    ) -> Tensor:
         is_fresh = []
         for position, arena in enumerate(state.arenas):
+            if arena.has_twins and not is_aligned:
+                is_fresh.append(torch.zeros(arena.num_lanes, dtype=torch.bool))
+                continue
             state.standings[position], new = arena.refill(state.standings[position], progress, rng)
             is_fresh.append(new)
         return torch.cat(is_fresh)
@@ -400,6 +441,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         """The clipped objective on some lanes, and how far the policy has moved there."""
         rollout = state.rollout
         assert rollout is not None
+        std = self._deviations(state)[lanes]
         memory = select(rollout.memory, lanes)
         means, beliefs = [], []
         for k in range(self.rollout_steps):
@@ -411,8 +453,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         mean = torch.stack(means)
         weights, is_noisy = rollout.weights[:, lanes], self._is_stochastic(state)[lanes]
         difference = (
-            log_likelihood(rollout.actions[:, lanes], mean, state.std)
-            - rollout.log_likelihoods[:, lanes]
+            log_likelihood(rollout.actions[:, lanes], mean, std) - rollout.log_likelihoods[:, lanes]
         )
         # A change that was kept up is one decision, so it has one likelihood.
         whole = (difference * weights).sum(0) / weights.sum(0).clamp_min(1)
@@ -488,6 +529,12 @@ def _steerable(rule: Rule) -> PolicyRule:
 
 def _num_kinds(task: Task) -> int:
     return len(task.tasks) if isinstance(task, Mixture) else 1
+
+
+def _opposite(drawn: Tensor, origins: Tensor) -> Tensor:
+    """``[N, A]`` what was drawn, for twins the opposite of what was drawn for their origins."""
+    is_own = origins == torch.arange(len(origins))
+    return torch.where(is_own[:, None], drawn, -drawn[origins])
 
 
 def _forget(memory: Tree, is_fresh: Tensor) -> Tree:

@@ -40,7 +40,7 @@ class Rollout:
     weights: Tensor
 
 
-def log_likelihood(action: Tensor, mean: Tensor, std: float) -> Tensor:
+def log_likelihood(action: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
     """Of independent normal decisions, less a constant; ``[..., A] -> [...]``."""
     return -0.5 * ((action - mean) / std).square().sum(-1)
 
@@ -62,6 +62,25 @@ def advantages(
         ahead = (surprises[k] + decay * ahead * ~over[k]) * weights[k]
         advantages[k] = ahead
     return advantages
+
+
+def beside_twins(total: Tensor, origins: Tensor) -> Tensor:
+    """What lanes came to, less the mean of each and its twin.
+
+    Noise, problem and place are the same for both, so most of what is luck falls out: the method
+    of antithetic and common random numbers (Schulman et al. 2015, arXiv:1502.05477, on "vine"
+    rollouts; Salimans et al. 2017, arXiv:1703.03864, on mirrored perturbations).
+
+    Args:
+        total: ``[N]``.
+        origins: ``[N]`` the lane that each is a twin of, itself where there is none.
+
+    Returns:
+        ``[N]``, the same as before for lanes alone.
+    """
+    count = torch.bincount(origins, minlength=len(total))
+    mean = torch.zeros_like(total).index_add(0, origins, total) / count.clamp_min(1)
+    return torch.where(count[origins] > 1, total - mean[origins], total)
 
 
 def standardised(advantages: Tensor, is_stochastic: Tensor, weights: Tensor) -> Tensor:

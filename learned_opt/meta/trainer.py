@@ -25,7 +25,7 @@ from learned_opt.meta.estimators import MetaGradient, trainable
 from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.history import History
 from learned_opt.meta.interrupts import Interrupted, deferred_signals
-from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors
+from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors, power_average
 from learned_opt.rules.base import Rule
 from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Task
@@ -171,6 +171,7 @@ class _Run:
             self.settings["learning_rate_factors"] = factors
         self.parameters = trainable(rule)
         self.optimizer = OuterAdam(rule, config)
+        self.average = None if config.averaging is None else power_average(rule, config.averaging)
         self.rng = torch.Generator().manual_seed(stream_seed("meta-training", config.seed))
         self.held_out = draw_held_out(
             tasks, config.num_eval_problems, dtype=config.torch_dtype, device=config.device
@@ -202,6 +203,15 @@ class _Run:
         return self.out / "checkpoint.pt"
 
     @property
+    def kept(self) -> Rule:
+        """The rule whose weights are evaluated and kept."""
+        if self.average is None:
+            return self.rule
+        averaged = self.average.module
+        assert isinstance(averaged, Rule)
+        return averaged
+
+    @property
     def note(self) -> str:
         """One line on how the run stands."""
         return f"best score {self.best_score:.3f} at step {self.best_step}"
@@ -221,6 +231,8 @@ class _Run:
             self.num_nonfinite_in_a_row = 0
             self.optimizer.set_learning_rate(config.learning_rate_at(self.step))
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.rule)
             self.window.append([meta_loss, grad_norm])
             self.metrics.append(dict(estimate.metrics))
         else:
@@ -277,7 +289,7 @@ class _Run:
         self.tracker.log(metrics, step=self.step)
 
     def _evaluate(self) -> None:
-        evaluation = evaluate(self.rule, self.held_out, num_steps=self.config.num_eval_steps)
+        evaluation = evaluate(self.kept, self.held_out, num_steps=self.config.num_eval_steps)
         metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
         metrics["eval/score"] = self.last_score = evaluation.score
         self.history.append(self.step, metrics)
@@ -295,7 +307,7 @@ class _Run:
             "scores": {"held_out_mean_log10_gap": self.last_score, "outer_step": self.step},
             "training": self.settings,
         }
-        return save_rule(self.rule, self.out / f"{name}.safetensors", metadata=metadata)
+        return save_rule(self.kept, self.out / f"{name}.safetensors", metadata=metadata)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -305,6 +317,7 @@ class _Run:
                 "settings": self.settings,
                 "theta": self.rule.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
                 "rng": self.rng.get_state(),
                 "state": None if self.state is None else self.estimator.pack(self.state),
                 "step": self.step,
@@ -340,6 +353,8 @@ class _Run:
                 f"checkpoint '{path}' holds weights of other shapes than rule '{self.rule.name}'"
             ) from error
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         self.rng.set_state(saved["rng"].cpu())
         self.state = None if saved["state"] is None else self.estimator.unpack(saved["state"])
         self.step = saved["step"]

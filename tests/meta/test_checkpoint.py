@@ -32,6 +32,7 @@ CONFIG = TrainConfig(
     evaluate_every=4,
     num_eval_problems=5,
     log_every=3,
+    averaging=0.2,
     checkpoint_seconds=0.0,
 )
 

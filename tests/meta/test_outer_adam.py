@@ -1,16 +1,23 @@
 """Meta-training's Adam: parts of a rule learn at rates of their own, and a resumed run knows."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
 from learned_opt.meta.config import TrainConfig
+from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.horizons import Fixed
-from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors
+from learned_opt.meta.outer_adam import OuterAdam, learning_rate_factors, power_average
 from learned_opt.meta.trainer import meta_train
 from learned_opt.rules import get_rule
+from learned_opt.rules.classic import SGD
 from learned_opt.rules.guarded import Guarded
+from learned_opt.rules.weights import load_rule
 from learned_opt.tasks import get_task
 
 CONFIG = TrainConfig(
@@ -57,6 +64,43 @@ def test_the_first_step_is_as_long_as_the_learning_rate():
 
 def test_one_group_for_a_rule_that_does_not_care():
     assert len(OuterAdam(get_rule("lstm", hidden_size=3), CONFIG).param_groups) == 1
+
+
+@pytest.mark.parametrize("mean_age", [0.05, 0.1, 0.3])
+def test_averages_follow_a_power_law_however_long_training_lasts(mean_age):
+    rule, count = SGD(learning_rate=1.0), 2000
+    steps = torch.arange(1, count + 1, dtype=torch.float64)
+    values = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = torch.cat((torch.zeros(1, dtype=torch.float64), steps))
+    shares = (ends / count).pow(1 / mean_age - 1).diff()
+    for series, want in ((values, shares @ values), (steps / count, 1 - mean_age)):
+        (parameter,) = rule.double().parameters()
+        average = power_average(rule, mean_age)
+        for value in series:
+            parameter.data.fill_(value)
+            average.update_parameters(rule)
+        (got,) = average.module.parameters()
+        close = {} if series is values else {"rtol": 0.0, "atol": 1e-3}
+        assert_close(got.detach(), torch.as_tensor(want, dtype=got.dtype).expand_as(got), **close)
+
+
+def test_weights_that_are_kept_and_evaluated_are_averages(tmp_path):
+    rule, seen = get_rule("lstm", hidden_size=3), []
+    meta_train(
+        rule,
+        get_task("x2_y4_y2"),
+        config=replace(CONFIG, averaging=0.25),
+        out=tmp_path,
+        on_progress=lambda *_: seen.append(parameters_to_vector(rule.parameters()).detach()),
+    )
+    shares = torch.arange(5.0).div(4).pow(3).diff()
+    kept = parameters_to_vector(load_rule(tmp_path / "last.safetensors").parameters())
+    assert_close(kept, shares @ torch.stack(seen))
+    assert (kept - seen[-1]).norm() > 1e-3
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    held_out = draw_held_out([get_task("x2_y4_y2")], 2, dtype=torch.float32, device="cpu")
+    found = evaluate(load_rule(tmp_path / "last.safetensors"), held_out, num_steps=4)
+    assert lines[-1]["eval/score"] == pytest.approx(found.score)
 
 
 def test_a_run_does_not_go_on_at_other_rates(tmp_path):

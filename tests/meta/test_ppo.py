@@ -17,11 +17,11 @@ from learned_opt.meta.estimators import trainable
 from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
 from learned_opt.meta.horizons import Fixed, LogUniform
 from learned_opt.meta.ppo import ProximalPolicy
-from learned_opt.meta.rollout import advantages, log_likelihood, standardised
+from learned_opt.meta.rollout import advantages, beside_twins, log_likelihood, standardised
 from learned_opt.meta.trainer import meta_train
 from learned_opt.rules import get_rule
 from learned_opt.tasks import Mixture, NoisyGradient, get_task
-from learned_opt.trees import flatten, tree_map
+from learned_opt.trees import flatten, leaves, tree_map
 from learned_opt.unroll import unroll
 
 EPSILON = 1e-4
@@ -202,6 +202,67 @@ def test_lanes_that_ended_are_filled_again_when_asked():
     assert_close(filled["point"][fresh], start[fresh])
 
 
+@pytest.mark.parametrize("num_lanes", [5, 6])
+def test_twins_differ_by_their_decisions_alone(num_lanes):
+    task, rule = NoisyGradient(get_task("strict_saddle", dim=4), noise=0.3), bold().double()
+    arena = Arena(
+        task=task,
+        pool=task.sample(50, seed=0, dtype=torch.float64),
+        actuator=rule.actuator,
+        num_lanes=num_lanes,
+        horizon=LogUniform(2, 9),
+        epsilons=(EPSILON,),
+        has_twins=True,
+    )
+    assert arena.origins.tolist() == [0, 1, 2, 0, 1, 2][:num_lanes]
+    first, second = torch.arange(num_lanes - 3), torch.arange(3, num_lanes)
+    same = torch.full((num_lanes, rule.actuator.actions.size), 0.5)
+    other = same.clone()
+    other[second] = 0.1
+    generator, ones = rng(1), torch.ones(num_lanes)
+
+    def are_alike(standing):
+        trees = leaves(standing.tree), leaves(standing.problems.params)
+        return all(
+            torch.allclose(leaf[first], leaf[second], rtol=0, atol=0, equal_nan=True)
+            for tree in trees
+            for leaf in tree.values()
+        )
+
+    with torch.no_grad():
+        standing = arena.start(0.0, generator)
+        assert are_alike(standing) and not torch.equal(standing["point"][0], standing["point"][1])
+        for decisions, alike in ((same, True), (same, True), (other, False)):
+            standing, _ = arena.step(standing, decisions, ones, generator)
+            assert are_alike(standing) is alike
+        aligned = arena.align(standing)
+        assert are_alike(aligned)
+        assert torch.equal(aligned["point"][:3], standing["point"][:3])
+        for _ in range(9):
+            standing, fresh = arena.refill(aligned, 0.0, generator)
+            assert are_alike(standing) and torch.equal(fresh, aligned["over"])
+            aligned, _ = arena.step(standing, same, ones, generator)
+
+
+def test_what_came_of_twins_is_compared():
+    total, origins = torch.tensor([1.0, 5.0, 2.0, 3.0, 9.0]), torch.tensor([0, 1, 2, 0, 1])
+    assert beside_twins(total, origins).tolist() == [-1, -2, 2, 1, 2]
+
+
+def test_a_comparison_of_twins_has_the_right_mean_and_less_noise():
+    """On what is smooth in a decision plus luck that twins share: the slope is the closed form."""
+    num_pairs, slope = 4000, torch.tensor([1.0, -2.0, 0.5])
+    drawn = torch.randn(num_pairs, 3, generator=rng())
+    drawn = torch.cat((drawn, -drawn))
+    luck = 30 * torch.randn(num_pairs, generator=rng(1)).repeat(2)
+    total = drawn @ slope + drawn.square().sum(1) + luck
+    origins = torch.arange(2 * num_pairs) % num_pairs
+    scores = beside_twins(total, origins)[:, None] * drawn
+    error = scores[:num_pairs].std(0) / num_pairs**0.5
+    assert ((scores.mean(0) - slope).abs() < 4 * error).all()
+    assert (error * 5 < (total[:, None] * drawn).std(0) / (2 * num_pairs) ** 0.5).all()
+
+
 def test_coordinates_that_a_problem_does_not_use_get_no_noise():
     """And those it uses as much as if there were no others."""
     mixture = Mixture.of(
@@ -241,17 +302,27 @@ def is_stochastic(state):
     ])
 
 
-def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
+TWINS = {"twins": True, "noise_exploration": 0.5}
+
+
+def deviations(state, settings):
+    """``[N, 1]`` standard deviations of the decisions."""
+    amid_noise = settings.get("noise_exploration", 1.0) * state.std
+    return torch.where(is_stochastic(state), amid_noise, state.std)[:, None]
+
+
+@pytest.mark.parametrize("settings", [{}, TWINS])
+def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate(settings):
     """Nothing has moved yet, so nothing is cut: the gradient is that of advantage times log p.
 
     To that comes the likelihood of what the judge believes, whose truth is known.
     """
-    estimator = replace(configured_estimator(CONFIG, tasks()), minibatches=1)
-    rule = controller()
+    config = replace(CONFIG, minibatches=1, **settings)
+    rule, estimator = controller(), configured_estimator(config, tasks())
     estimate = estimator.estimate(rule, None, progress=0.0, rng=rng())
-    rollout, std = estimate.state.rollout, estimate.state.std
+    rollout, is_noisy = estimate.state.rollout, is_stochastic(estimate.state)
     memory, total, told = rollout.memory, 0.0, 0.0
-    is_noisy = is_stochastic(estimate.state)
+    std = deviations(estimate.state, settings)
     for k in range(9):
         if k == 8:
             memory = tree_map(lambda m: m * ~rollout.fresh[8, :, None], memory)
@@ -271,11 +342,12 @@ def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate():
         assert moved.std().item() == pytest.approx(share, rel=1e-2)
 
 
-@pytest.mark.parametrize(("moved", "is_far"), [(0.02, False), (0.3, True)])
-def test_the_objective_of_a_policy_that_moved_is_that_of_a_slow_reference(moved, is_far):
+@pytest.mark.parametrize("settings", [{}, TWINS])
+@pytest.mark.parametrize(("moved", "is_far"), [(0.01, False), (0.3, True)])
+def test_the_objective_of_a_policy_that_moved_is_that_of_a_slow_reference(moved, is_far, settings):
     """Lane by lane: amid noise one ratio for all steps, and nothing gained from far away."""
-    estimator = replace(configured_estimator(CONFIG, tasks()), minibatches=1)
-    rule = controller()
+    config = replace(CONFIG, minibatches=1, **settings)
+    rule, estimator = controller(), configured_estimator(config, tasks())
     state = estimator.estimate(rule, None, progress=0.0, rng=rng()).state
     generator = rng(7)
     with torch.no_grad():
@@ -287,7 +359,7 @@ def test_the_objective_of_a_policy_that_moved_is_that_of_a_slow_reference(moved,
             if k == 8:
                 memory = tree_map(lambda m: m * ~rollout.fresh[8, :, None], memory)
             mean, memory = rule.outputs(rollout.observations[k], memory)
-            new = log_likelihood(rollout.actions[k], mean, state.std)
+            new = log_likelihood(rollout.actions[k], mean, deviations(state, settings))
             differences.append(new - rollout.log_likelihoods[k])
             outside.append((mean.abs() - 1).clamp_min(0).square())
             chance = rule.belief(memory).sigmoid()
@@ -334,6 +406,38 @@ def test_where_there_is_noise_a_change_of_decisions_is_kept_up():
     assert (actions[:, is_noisy] == actions[0, is_noisy]).all()
     assert (actions[1:, ~is_noisy] != actions[:-1, ~is_noisy]).all()
     assert actions[0].std().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_twins_try_opposite_changes_and_are_worth_opposite_amounts():
+    rule, config = controller(), replace(CONFIG, num_problems=240, **TWINS)
+    with torch.no_grad():
+        for net in (rule, rule.amid_noise):
+            for parameter in net.layers[-1].parameters():
+                parameter.zero_()
+    estimator = configured_estimator(config, tasks())
+    state = estimator.estimate(rule, None, progress=0.0, rng=rng()).state
+    rollout, is_noisy = state.rollout, is_stochastic(state)
+    assert is_noisy.sum() == 80
+    some, others = rollout.actions[0, is_noisy].tensor_split(2)
+    assert torch.equal(some, -others) and len(some.unique()) == some.numel()
+    assert some.std().item() == pytest.approx(0.15, rel=0.1)
+    some, others = rollout.actions[0, ~is_noisy].tensor_split(2)
+    assert len(torch.cat((some, -others)).unique()) == some.numel() + others.numel()
+    # Standardised over steps, so they are opposite up to what few lanes that stood still change.
+    some, others = rollout.advantages[0, is_noisy].tensor_split(2)
+    assert_close(some, -others, rtol=0.0, atol=0.05)
+    assert torch.equal(
+        rollout.observations[0, is_noisy][:40], rollout.observations[0, is_noisy][40:]
+    )
+
+
+def test_what_twins_settings_say_is_checked():
+    with pytest.raises(LearnedOptError, match="twins need the estimator 'ppo', got 'pes'"):
+        TrainConfig(estimator="pes", twins=True)
+    with pytest.raises(LearnedOptError, match="noise_exploration needs the estimator 'ppo', got"):
+        TrainConfig(noise_exploration=0.5)
+    with pytest.raises(LearnedOptError, match="noise_exploration must be positive, got 0"):
+        TrainConfig(estimator="ppo", noise_exploration=0.0)
 
 
 def test_episodes_with_noise_are_stretched():
