@@ -70,7 +70,7 @@ class Train:
     exploration: tuple[float, float] = (0.3, 0.1)
     """Standard deviation of the decisions at the start and in the end; for ppo."""
     noise_exploration: float = 1.0
-    """That of decisions on tasks with minibatches or noise over that elsewhere; for ppo."""
+    """Factor on --exploration for tasks with minibatches or noise; for ppo."""
     twins: bool = False
     """Compare two runs on each such problem, which try opposite changes amid the same noise; for
     ppo."""

@@ -96,7 +96,8 @@ class Arena:
     def origins(self) -> Tensor:
         """``[N]`` the lane that each is a twin of, itself where there are none.
 
-        Those in the second half are twins of those in the first, but the last one if they are odd.
+        Lanes of the second half are twins of those of the first, whose last one is alone if lanes
+        are odd in number.
         """
         lanes = torch.arange(self.num_lanes)
         return lanes % (self.num_lanes - self.num_lanes // 2) if self.has_twins else lanes
@@ -116,7 +117,7 @@ class Arena:
     def refill(
         self, standing: Standing, progress: float, rng: torch.Generator
     ) -> tuple[Standing, Tensor]:
-        """Fresh episodes in the lanes that have ended; align twins before.
+        """Fresh episodes in the lanes that have ended; twins are aligned first.
 
         Args:
             standing: where the lanes stand.
@@ -126,6 +127,7 @@ class Arena:
         Returns:
             The new standing, and which lanes are fresh, ``[N]`` bool.
         """
+        standing = self.align(standing)
         over = standing["over"]
         lanes = over.nonzero()[:, 0]
         if len(lanes) == 0:

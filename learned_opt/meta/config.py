@@ -78,9 +78,9 @@ class TrainConfig:
         sigma: standard deviation of the perturbations of theta.
         num_pairs: pairs of perturbed thetas; `num_problems` must be a multiple.
         exploration: standard deviation of the decisions of ``ppo``, at the start and in the end.
-        noise_exploration: that on tasks with minibatches or noise, over that elsewhere, for
-            ``ppo``. A change of decisions is kept up for a rollout there, and a rule that has to
-            live with large ones learns to be careful.
+        noise_exploration: factor on it on tasks with minibatches or noise, for ``ppo``. A change of
+            decisions is kept up for a rollout there, and a rule that has to live with large ones
+            learns to be careful.
         twins: whether ``ppo`` compares two runs on each such problem, which try opposite changes
             amid the same noise, so that smaller changes show.
         epochs: passes of ``ppo`` over a rollout.
@@ -95,8 +95,9 @@ class TrainConfig:
         second_moment_decay: outer Adam's ``beta2``. Meta-gradients are heavy-tailed, and 0.99
             forgets an outlier ten times sooner than Adam's usual 0.999.
         averaging: mean age, as a share of the outer steps so far, of the weights that are averaged
-            to those that are evaluated and kept (Polyak and Juditsky 1992; the power law of Karras
-            et al. 2024, arXiv:2312.02696); None evaluates and keeps those of the last step.
+            to those that are evaluated and kept: at 0.5 the plain mean (Polyak and Juditsky 1992),
+            below it the power law of Karras et al. 2024 (arXiv:2312.02696), steps skipped left out;
+            None evaluates and keeps those of the last step.
         clip_norm: largest Euclidean norm of the meta-gradient; longer ones are shortened.
         max_nonfinite_in_a_row: outer steps in a row whose meta-loss or meta-gradient may be not
             finite before the run is given up.
@@ -194,8 +195,8 @@ class TrainConfig:
             f"eval_steps must be positive or None, got {self.eval_steps}",
         )
         require(
-            self.averaging is None or 0 < self.averaging < 0.5,
-            f"averaging must lie between 0 and 0.5 or be None, got {self.averaging}",
+            self.averaging is None or 0 < self.averaging <= 0.5,
+            f"averaging must lie in (0, 0.5] or be None, got {self.averaging}",
         )
         for name in ("segment_length", "convex_term", "random_scaling"):
             value = getattr(self, name)

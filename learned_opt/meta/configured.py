@@ -72,7 +72,7 @@ def configured_estimator(config: TrainConfig, tasks: Sequence[Task]) -> MetaGrad
             stochastic_stretch=config.stochastic_stretch,
             exploration=config.exploration,
             noise_exploration=config.noise_exploration,
-            has_twins=config.twins,
+            twins=config.twins,
             epochs=config.epochs,
             minibatches=config.minibatches,
             dtype=config.torch_dtype,

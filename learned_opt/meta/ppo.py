@@ -38,9 +38,6 @@ _FARTHEST = 0.03
 """Divergence from the policy that played beyond which a minibatch's lanes with noise teach nothing:
 what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
 
-_LARGEST = 100
-"""Coordinates of tasks that are played in one batch."""
-
 _FADING = 0.9
 _FEW_REACHED, _SLOWEST = 0.05, 1000.0
 """At the start a pace of twenty steps; none is slower than a thousand."""
@@ -103,10 +100,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
     one likelihood and all that came of it as its surplus: what a single step is worth does not show
     among minibatches. With twins, two lanes begin a rollout at the same place and try opposite
     changes amid the same noise; what came of one beside the other is their surplus, and the next
-    rollout begins where the first of them went. A rule that asks whether there is noise
-    (`PolicyRule.belief`) is told.
-    The critic sees what no rule can: the gap, the best gap and the task (an asymmetric critic),
-    which takes away most of the variance.
+    rollout begins where the first of them went; until then lanes that ended stand still.
+
+    A rule that asks whether there is noise (`PolicyRule.belief`) is told. The critic sees what no
+    rule can: the gap, the best gap and the task (an asymmetric critic), which takes away most of
+    the variance.
 
     Attributes:
         tasks: what to train on.
@@ -117,8 +115,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
         stochastic_stretch: those of tasks with minibatches or noise last this many times longer.
         epsilon: the smallest relative gap that counts, one for all tasks or one for each.
         exploration: standard deviation of decisions at the start and in the end.
-        noise_exploration: that of decisions amid noise over that elsewhere.
-        has_twins: whether lanes with noise come in twos, see above.
+        noise_exploration: factor on it in lanes with noise.
+        twins: whether lanes with noise come in twos, see above.
         epochs: passes over a rollout.
         minibatches: parts of a pass.
         pool_size: problems drawn at the start, from which episodes draw.
@@ -144,7 +142,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
     minibatches: int = 4
     stochastic_stretch: float = 1.0
     noise_exploration: float = 1.0
-    has_twins: bool = False
+    twins: bool = False
     pool_size: int = 16384
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -247,12 +245,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
     def _arenas(self, actuator: Actuator, pool_seed: int) -> list[Arena]:
         """One for all deterministic tasks, one for each other."""
         weights = self.task_weights or (1.0,) * len(self.tasks)
-        # A batch is as wide as the largest problem in it.
-        together = [
-            k for k, t in enumerate(self.tasks) if not t.is_stochastic and t.dim <= _LARGEST
-        ]
-        groups = [together] if together else []
-        groups += [[k] for k in range(len(self.tasks)) if k not in together]
+        certain = [k for k, task in enumerate(self.tasks) if not task.is_stochastic]
+        groups = [certain] if certain else []
+        groups += [[k] for k, task in enumerate(self.tasks) if task.is_stochastic]
         shares = [sum(weights[k] for k in group) / sum(weights) for group in groups]
         counts = [max(1, round(share * self.num_lanes)) for share in shares]
         counts[counts.index(max(counts))] += self.num_lanes - sum(counts)
@@ -274,7 +269,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
                     num_lanes=count,
                     horizon=self.horizon,
                     stretch=self.stochastic_stretch if task.is_stochastic else 1.0,
-                    has_twins=self.has_twins and task.is_stochastic,
+                    has_twins=self.twins and task.is_stochastic,
                     # A mixture that is one task has kinds of its own, all with the same target.
                     epsilons=tuple(self.epsilons[k] for k in group)
                     if len(group) > 1
@@ -300,10 +295,14 @@ class ProximalPolicy(MetaGradient[PPOState]):
             torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
         ])
 
+    def _exploration_at(self, progress: float) -> float:
+        first, last = self.exploration
+        return first * (last / first) ** progress
+
     def _deviations(self, state: PPOState) -> Tensor:
         """``[N, 1]`` standard deviation of the decisions in each lane."""
-        amid_noise = self.noise_exploration * state.std
-        return torch.where(self._is_stochastic(state), amid_noise, state.std)[:, None]
+        share = torch.where(self._is_stochastic(state), self.noise_exploration, 1.0)
+        return (state.std * share.to(self.dtype))[:, None]
 
     def _seen_by_critic(self, state: PPOState) -> Tensor:
         """``[N, F + C + tasks]``."""
@@ -318,12 +317,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
         self, policy: PolicyRule, state: PPOState, progress: float, rng: torch.Generator
     ) -> None:
         """Play `rollout_steps` steps, value them, and teach the critic."""
-        first, last = self.exploration
-        state.std = first * (last / first) ** progress
+        state.std = self._exploration_at(progress)
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
         is_noisy = self._is_stochastic(state)
-        std, (origins, memory) = self._deviations(state), self._align(state)
+        std, origins = self._deviations(state), self._origins(state)
+        memory = select(state.memory, origins)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
@@ -360,7 +359,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
         targets = (expected + surplus)[is_moving]
         # What is kept up is one decision, and all that came of it is its surplus.
         total = ((costs + following - expected) * weights).sum(0)
-        surplus = torch.where(is_noisy, beside_twins(total, origins), surplus)
+        surplus = torch.where(
+            is_noisy, beside_twins(total, origins) if self.twins else total, surplus
+        )
         residual = (targets - expected[is_moving]).var() / targets.var()
         state.critic = copy.deepcopy(state.critic)
         state.critic.learn(seen_before[is_moving], targets, rng=rng)
@@ -383,25 +384,22 @@ class ProximalPolicy(MetaGradient[PPOState]):
             "pace": state.pace.log().mean().exp().item(),
         }
 
-    def _align(self, state: PPOState) -> tuple[Tensor, Tree]:
-        """Put twins where their origins stand.
-
-        Returns:
-            ``[N]`` the lane that each is a twin of, itself where there is none; and the memory.
-        """
+    def _origins(self, state: PPOState) -> Tensor:
+        """``[N]`` the lane that each is a twin of, itself where there is none."""
         first, origins = 0, []
-        for position, arena in enumerate(state.arenas):
-            state.standings[position] = arena.align(state.standings[position])
+        for arena in state.arenas:
             origins.append(first + arena.origins)
             first += arena.num_lanes
-        return torch.cat(origins), select(state.memory, torch.cat(origins))
+        return torch.cat(origins)
 
     def _refill(
-        self, state: PPOState, is_aligned: bool, progress: float, rng: torch.Generator
+        self, state: PPOState, begins: bool, progress: float, rng: torch.Generator
     ) -> Tensor:
+        """Fresh episodes in lanes that ended; which lanes are fresh, ``[N]`` bool."""
         is_fresh = []
         for position, arena in enumerate(state.arenas):
-            if arena.has_twins and not is_aligned:
+            # It would align twins, and so end the comparison of the two before the rollout does.
+            if arena.has_twins and not begins:
                 is_fresh.append(torch.zeros(arena.num_lanes, dtype=torch.bool))
                 continue
             state.standings[position], new = arena.refill(state.standings[position], progress, rng)

@@ -76,11 +76,11 @@ def beside_twins(total: Tensor, origins: Tensor) -> Tensor:
         origins: ``[N]`` the lane that each is a twin of, itself where there is none.
 
     Returns:
-        ``[N]``, the same as before for lanes alone.
+        ``[N]``, zero for lanes alone: they have nothing to be compared with.
     """
     count = torch.bincount(origins, minlength=len(total))
     mean = torch.zeros_like(total).index_add(0, origins, total) / count.clamp_min(1)
-    return torch.where(count[origins] > 1, total - mean[origins], total)
+    return total - mean[origins]
 
 
 def standardised(advantages: Tensor, is_stochastic: Tensor, weights: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class TrainResult:
     """What a finished run leaves.
 
     Attributes:
-        best: weights with the lowest held-out score.
-        last: weights after the last outer step.
+        best: weights with the lowest held-out score, or averages, see `TrainConfig.averaging`.
+        last: weights after the last outer step, or their average.
         history: the record, as JSON lines.
         best_score: the score of `best`: mean log10 of the relative gap, over held-out problems and
             steps.
@@ -73,7 +73,7 @@ def meta_train(
     resume: bool = False,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> TrainResult:
-    """Train theta of `rule`, in place.
+    """Train theta of `rule`, in place; averages are in the files alone.
 
     SIGINT and SIGTERM end the run after the outer step under way, with a checkpoint. A run that was
     ended or killed and then resumed yields the same weights, bit for bit, as one that never was.
@@ -203,7 +203,7 @@ class _Run:
         return self.out / "checkpoint.pt"
 
     @property
-    def kept(self) -> Rule:
+    def evaluated(self) -> Rule:
         """The rule whose weights are evaluated and kept."""
         if self.average is None:
             return self.rule
@@ -289,7 +289,7 @@ class _Run:
         self.tracker.log(metrics, step=self.step)
 
     def _evaluate(self) -> None:
-        evaluation = evaluate(self.kept, self.held_out, num_steps=self.config.num_eval_steps)
+        evaluation = evaluate(self.evaluated, self.held_out, num_steps=self.config.num_eval_steps)
         metrics = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
         metrics["eval/score"] = self.last_score = evaluation.score
         self.history.append(self.step, metrics)
@@ -307,7 +307,7 @@ class _Run:
             "scores": {"held_out_mean_log10_gap": self.last_score, "outer_step": self.step},
             "training": self.settings,
         }
-        return save_rule(self.kept, self.out / f"{name}.safetensors", metadata=metadata)
+        return save_rule(self.evaluated, self.out / f"{name}.safetensors", metadata=metadata)
 
     def save(self) -> None:
         """Write the checkpoint."""

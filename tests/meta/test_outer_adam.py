@@ -66,7 +66,7 @@ def test_one_group_for_a_rule_that_does_not_care():
     assert len(OuterAdam(get_rule("lstm", hidden_size=3), CONFIG).param_groups) == 1
 
 
-@pytest.mark.parametrize("mean_age", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("mean_age", [0.05, 0.1, 0.3, 0.5])
 def test_averages_follow_a_power_law_however_long_training_lasts(mean_age):
     rule, count = SGD(learning_rate=1.0), 2000
     steps = torch.arange(1, count + 1, dtype=torch.float64)

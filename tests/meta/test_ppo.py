@@ -202,16 +202,26 @@ def test_lanes_that_ended_are_filled_again_when_asked():
     assert_close(filled["point"][fresh], start[fresh])
 
 
+def noisy_tasks():
+    both = [get_task("strict_saddle", dim=4), get_task("random_quadratic", dim=3)]
+    return [
+        NoisyGradient(both[0], noise=0.3),
+        NoisyGradient(Mixture.of(both, [1.0, 1.0]), noise=0.3),
+        get_task("digits_mlp", hidden=(2,), batch_size=4, num_train=8),
+    ]
+
+
+@pytest.mark.parametrize("task", noisy_tasks(), ids=lambda task: task.name)
 @pytest.mark.parametrize("num_lanes", [5, 6])
-def test_twins_differ_by_their_decisions_alone(num_lanes):
-    task, rule = NoisyGradient(get_task("strict_saddle", dim=4), noise=0.3), bold().double()
+def test_twins_differ_by_their_decisions_alone(num_lanes, task):
+    rule = bold().double()
     arena = Arena(
         task=task,
         pool=task.sample(50, seed=0, dtype=torch.float64),
         actuator=rule.actuator,
         num_lanes=num_lanes,
         horizon=LogUniform(2, 9),
-        epsilons=(EPSILON,),
+        epsilons=(EPSILON,) * 2,
         has_twins=True,
     )
     assert arena.origins.tolist() == [0, 1, 2, 0, 1, 2][:num_lanes]
@@ -246,7 +256,7 @@ def test_twins_differ_by_their_decisions_alone(num_lanes):
 
 def test_what_came_of_twins_is_compared():
     total, origins = torch.tensor([1.0, 5.0, 2.0, 3.0, 9.0]), torch.tensor([0, 1, 2, 0, 1])
-    assert beside_twins(total, origins).tolist() == [-1, -2, 2, 1, 2]
+    assert beside_twins(total, origins).tolist() == [-1, -2, 0, 1, 2]
 
 
 def test_a_comparison_of_twins_has_the_right_mean_and_less_noise():
@@ -307,8 +317,9 @@ TWINS = {"twins": True, "noise_exploration": 0.5}
 
 def deviations(state, settings):
     """``[N, 1]`` standard deviations of the decisions."""
-    amid_noise = settings.get("noise_exploration", 1.0) * state.std
-    return torch.where(is_stochastic(state), amid_noise, state.std)[:, None]
+    factor = settings.get("noise_exploration", 1.0)
+    found = [factor * state.std if noisy else state.std for noisy in is_stochastic(state)]
+    return torch.tensor(found, dtype=state.rollout.actions.dtype)[:, None]
 
 
 @pytest.mark.parametrize("settings", [{}, TWINS])
@@ -431,6 +442,39 @@ def test_twins_try_opposite_changes_and_are_worth_opposite_amounts():
     )
 
 
+def test_exploration_keeps_the_digits_of_the_problems():
+    config = replace(CONFIG, dtype="float64", exploration=(0.3, 0.1))
+    rule, estimator = controller().double(), configured_estimator(config, tasks())
+    state = estimator.estimate(rule, None, progress=0.4, rng=rng()).state
+    assert estimator._deviations(state).unique().item() == 0.3 * (1 / 3) ** 0.4
+
+
+def test_the_next_rollout_begins_where_the_first_of_two_twins_went():
+    rule, config = bold(), replace(CONFIG, horizon=Fixed(12), stochastic_stretch=1.0, **TWINS)
+    estimator, generator, state = configured_estimator(config, tasks()), rng(), None
+    for _ in range(4):
+        state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
+    origins, is_noisy = estimator._origins(state), is_stochastic(state)
+    went = [standing["point"] for standing in state.standings]
+    assert not torch.equal(went[1][:4], went[1][4:])
+    before = state.memory["hidden"]
+    state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
+    rollout = state.rollout
+    # Episodes of twelve steps end in the second rollout of nine; none begins before the next one.
+    goes_on = is_noisy & ~rollout.fresh[0]
+    assert goes_on.any() and torch.equal(goes_on[is_noisy][:4], goes_on[is_noisy][4:])
+    assert not rollout.fresh[1:, is_noisy].any() and not rollout.weights[3:, goes_on].any()
+    assert torch.equal(rollout.memory["hidden"][goes_on], before[origins][goes_on])
+    assert before[goes_on].abs().min() > 0
+    assert torch.equal(
+        rollout.observations[0, is_noisy], rollout.observations[0, origins[is_noisy]]
+    )
+    for _ in range(4):
+        state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
+    assert state.rollout.fresh[0, goes_on].all()
+    assert torch.equal(state.standings[1]["index"][:4], state.standings[1]["index"][4:])
+
+
 def test_what_twins_settings_say_is_checked():
     with pytest.raises(LearnedOptError, match="twins need the estimator 'ppo', got 'pes'"):
         TrainConfig(estimator="pes", twins=True)
@@ -467,7 +511,10 @@ def test_a_critic_learns_what_it_is_shown():
     assert_close(again(seen), critic(seen))
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {**TWINS, "averaging": 0.2}])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, settings):
+    config = replace(CONFIG, **settings)
+
     def train(folder, stop_after, *, resume):
         def stop(done, total, note):
             del total, note
@@ -476,7 +523,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
 
         rule = controller()
         with contextlib.suppress(KeyboardInterrupt):
-            meta_train(rule, tasks(), config=CONFIG, out=folder, resume=resume, on_progress=stop)
+            meta_train(rule, tasks(), config=config, out=folder, resume=resume, on_progress=stop)
         theta = torch.cat([p.detach().flatten() for p in rule.parameters()])
         return theta, (folder / "history.jsonl").read_text()
 

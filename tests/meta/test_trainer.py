@@ -345,7 +345,7 @@ def test_streams_do_not_meet():
         ({"epsilon": -1.0}, "epsilon must be positive, got -1.0"),
         ({"final_learning_rate_fraction": 2.0}, r"must lie in \[0, 1\], got 2.0"),
         ({"second_moment_decay": 1.0}, r"second_moment_decay must lie in \(0, 1\), got 1.0"),
-        ({"averaging": 0.5}, "averaging must lie between 0 and 0.5 or be None, got 0.5"),
+        ({"averaging": 0.6}, r"averaging must lie in \(0, 0.5\] or be None, got 0.6"),
         ({"eval_steps": 0}, "eval_steps must be positive or None, got 0"),
         ({"random_scaling": 0.0}, "random_scaling must be positive or None, got 0.0"),
         ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must not be negative, got -1.0"),
