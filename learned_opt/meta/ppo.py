@@ -297,7 +297,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
 
     def _exploration_at(self, progress: float) -> float:
         first, last = self.exploration
-        return first * (last / first) ** progress
+        std: float = first * (last / first) ** progress
+        return std
 
     def _deviations(self, state: PPOState) -> Tensor:
         """``[N, 1]`` standard deviation of the decisions in each lane."""
