@@ -297,8 +297,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
 
     def _exploration_at(self, progress: float) -> float:
         first, last = self.exploration
-        std: float = first * (last / first) ** progress
-        return std
+        return float(first * (last / first) ** progress)
 
     def _deviations(self, state: PPOState) -> Tensor:
         """``[N, 1]`` standard deviation of the decisions in each lane."""
