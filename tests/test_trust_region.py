@@ -90,6 +90,7 @@ class Straightforward:
             "momentum": vector,
             "radius": scalar,
             "first_radius": scalar,
+            "unit": scalar,
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
@@ -141,6 +142,8 @@ class Straightforward:
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         scale = torch.where(size > 0, 0.1 * size, 0.02 * (g != 0).sum(1).clamp_min(1).sqrt())
+        magnitude = x.abs().mean(1) * x.shape[1] ** 0.5
+        magnitude = torch.where(size > 0, magnitude, 0.2 * (g != 0).sum(1).clamp_min(1).sqrt())
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, radius, s["radius"])
         features = torch.stack(
@@ -180,6 +183,7 @@ class Straightforward:
             "grads": g,
             "radius": radius,
             "first_radius": first_radius,
+            "unit": torch.where(is_first, magnitude, s["unit"]),
             "loss": loss,
             "best_loss": best_loss,
             "curvature": largest,
@@ -205,7 +209,7 @@ class Straightforward:
         seen: dict[str, Tensor] = state["model"]
         last, largest = s["step"], s["curvature"]
         a = action.to(grads).unbind(1)
-        timed, steady = 3 * s["first_radius"] / s["steps"].sqrt(), a[9].clamp_min(0)
+        timed, steady = 0.4 * s["unit"] / s["steps"].sqrt(), a[9].clamp_min(0)
         radius = s["radius"] ** (1 - steady) * timed**steady * (2 * a[0]).exp()
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)

@@ -38,8 +38,10 @@ _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
 _FIRST = 0.1
 """First radius over the length of the parameters."""
-_TIMED = 3.0
-"""First length by the clock over the first radius."""
+_TIMED = 0.4
+"""First length by the clock, per parameter, over the mean magnitude of the parameters. Tuned
+AdamW's learning rate is 0.2 to 0.7 times that on networks of all kinds; over the length of the
+parameters it differs more, which embeddings are most of."""
 _PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
@@ -173,6 +175,7 @@ class TrustRegion(Actuator):
             "norm": scalar,
             "radius": scalar,
             "first_radius": scalar,
+            "unit": scalar,
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
@@ -241,6 +244,7 @@ class TrustRegion(Actuator):
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
         scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
+        magnitude = torch.where(size > 0, seen.magnitude, 0.2 * active.sqrt())
         scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
@@ -313,6 +317,7 @@ class TrustRegion(Actuator):
             "norm": norm,
             "radius": radius,
             "first_radius": first_radius,
+            "unit": torch.where(is_first, magnitude, s["unit"]),
             "loss": loss,
             "best_loss": best_loss,
             "curvature": largest,
@@ -347,8 +352,7 @@ class TrustRegion(Actuator):
         a = action.to(grads).unbind(1)
         # Where noise decides how a step turned out, the radius had better go by the clock.
         tiny = torch.finfo(s["radius"].dtype).tiny
-        clock = (s["earlier"] + 1) / (s["earlier"] + s["steps"])
-        timed = _TIMED * s["first_radius"] * clock.sqrt()
+        timed = _TIMED * s["unit"] * (s["earlier"] + s["steps"]).rsqrt()
         # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
         nominal, timed = (r.clamp_min(tiny).log() for r in (s["radius"], timed))
         radius = torch.lerp(nominal, timed, a[9].clamp_min(0))
@@ -440,6 +444,7 @@ class _Seen(NamedTuple):
         along_adaptive: gradient and Adam's direction.
         adaptive: length of that direction.
         size: length of the parameters.
+        magnitude: the length that they would have if all were of their mean magnitude.
         momentum: length of the mean of the gradients.
         active: how many parameters have a gradient.
     """
@@ -452,6 +457,7 @@ class _Seen(NamedTuple):
     along_adaptive: Tensor
     adaptive: Tensor
     size: Tensor
+    magnitude: Tensor
     momentum: Tensor
     active: Tensor
 
@@ -508,6 +514,7 @@ def _survey(
         sums = [
             table,
             torch.linalg.vector_norm(x, dim=1).square(),
+            torch.linalg.vector_norm(x, ord=1, dim=1),
             torch.linalg.vector_norm(momentum, dim=1).square(),
         ]
         if m > 1:
@@ -515,7 +522,7 @@ def _survey(
             sums.append(_times(others, remembered[m - 1]))
         return sums, (change,)
 
-    (table, size, mean, *mixed), (change,) = in_pieces(
+    (table, size, total, mean, *mixed), (change,) = in_pieces(
         work,
         *(g, s["grads"], x, momentum, adaptive, *steps, *changes),
         out=1,
@@ -533,6 +540,7 @@ def _survey(
         along_adaptive=slope[:, m + 1],
         adaptive=direction[:, m + 1].sqrt(),
         size=size.sqrt(),
+        magnitude=total / math.sqrt(g.shape[1]),
         momentum=mean.sqrt(),
         active=active,
     )

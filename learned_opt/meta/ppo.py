@@ -333,7 +333,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             moving.append(~torch.cat([s["over"] for s in state.standings]))
             seen = torch.cat([s["observation"] for s in state.standings])
             before.append(self._seen_by_critic(state))
-            mean, memory = policy.outputs(seen, memory)
+            mean, memory = policy.outputs_told(seen, memory, is_noisy)
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
             # Among minibatches no single decision shows: the same change of all steps does.
             if k == 0:
@@ -439,17 +439,18 @@ class ProximalPolicy(MetaGradient[PPOState]):
         """The clipped objective on some lanes, and how far the policy has moved there."""
         rollout = state.rollout
         assert rollout is not None
-        std = self._deviations(state)[lanes]
+        std, is_noisy = self._deviations(state)[lanes], self._is_stochastic(state)[lanes]
         memory = select(rollout.memory, lanes)
         means, beliefs = [], []
         for k in range(self.rollout_steps):
             if k % _REFILL == 0:
                 memory = _forget(memory, rollout.fresh[k, lanes])
-            mean, memory = policy.outputs(rollout.observations[k, lanes], memory)
+            seen = rollout.observations[k, lanes]
+            mean, memory = policy.outputs_told(seen, memory, is_noisy)
             means.append(mean)
             beliefs.append(policy.belief(memory))
         mean = torch.stack(means)
-        weights, is_noisy = rollout.weights[:, lanes], self._is_stochastic(state)[lanes]
+        weights = rollout.weights[:, lanes]
         difference = (
             log_likelihood(rollout.actions[:, lanes], mean, std) - rollout.log_likelihoods[:, lanes]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -14,7 +15,10 @@ from learned_opt.trees import Tree
 
 _OUTPUT_SCALE = 0.01
 _JUDGE_UNITS = 8
-_AMID_NOISE_FACTOR = 0.1
+_AMID_NOISE_FACTOR = 0.05
+_SMALL, _LARGE = math.log(100), math.log(1000)
+_PRIOR = 4.0
+"""Log odds of noise that are added to the judge's where there are many parameters."""
 
 
 @final
@@ -114,11 +118,32 @@ class Controller(PolicyRule):
         Returns:
             ``[..., A]`` numbers, and the new memories.
         """
+        decisions, amid_noise, odds, memory = self._opinions(observation, state)
+        return torch.lerp(decisions, amid_noise, odds.sigmoid()), memory
+
+    def outputs_told(
+        self, observation: Tensor, state: Tree, is_noisy: Tensor
+    ) -> tuple[Tensor, Tree]:
+        """Decisions by which each net learns its own trade, see `PolicyRule.outputs_told`.
+
+        Where there is noise, that net's alone. Elsewhere they are averaged as ever, since the first
+        steps will be, but only the net for no noise learns from what comes of them.
+        """
+        decisions, amid_noise, odds, memory = self._opinions(observation, state)
+        told = is_noisy[:, None]
+        others = torch.where(told, amid_noise, amid_noise.detach())
+        share = torch.where(told, 1.0, odds.sigmoid().detach())
+        return torch.lerp(decisions, others, share), memory
+
+    def _opinions(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tensor, Tensor, Tree]:
+        """Decisions without and amid noise, the log odds of noise, and the new memories."""
         decisions, memory = super().outputs(observation, state)
         others, amid_noise = self.amid_noise.outputs(observation, state["amid_noise"])  # type: ignore[arg-type]
         belief, judge = self.judge.outputs(observation[..., :-1], state["judge"])  # type: ignore[arg-type]
         memory |= {"amid_noise": amid_noise, "judge": judge}
-        return torch.lerp(decisions, others, belief.sigmoid()), memory
+        size = 10 * observation[..., -1:].to(belief)
+        odds = belief + _PRIOR * ((size - _SMALL) / (_LARGE - _SMALL)).clamp(0, 1)
+        return decisions, others, odds, memory
 
     def belief(self, memory: Tree) -> Tensor:
         """How likely the judge takes it that there is noise, ``[...]`` logits.

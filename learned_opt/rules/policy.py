@@ -246,6 +246,22 @@ class PolicyRule(Recurrent, Rule):
             return unflatten(updates["all"], params), new
         return {name: updates[name].reshape(p.shape) for name, p in params.items()}, new
 
+    def outputs_told(
+        self, observation: Tensor, state: Tree, is_noisy: Tensor
+    ) -> tuple[Tensor, Tree]:
+        """What the network puts out in training, where it is known which problems are noisy.
+
+        Args:
+            observation: ``[N, F]`` features.
+            state: holds the memory.
+            is_noisy: ``[N]`` whether there are minibatches or noise.
+
+        Returns:
+            ``[N, A]`` numbers, and the new memory; as `outputs`, of a network that does not ask.
+        """
+        del is_noisy
+        return self.outputs(observation, state)
+
     def belief(self, memory: Tree) -> Tensor | None:
         """How likely the network takes it that there is noise.
 
