@@ -199,7 +199,7 @@ def test_a_minimum_that_moves_is_found_again(dtype, offset):
     """By then the loss has long ceased to change, and that says nothing about the radius."""
     rule, start = get_rule("controller").to(dtype), torch.full((1, 10), 3.0, dtype=dtype)
     here, there = torch.ones(10, dtype=dtype), 1.5 * torch.ones(10, dtype=dtype)
-    losses = descend(rule, start, targets=[here] * 300 + [there] * 100, offset=offset)
+    losses = descend(rule, start, targets=[here] * 300 + [there] * 120, offset=offset)
     assert losses[299] < 1e-6 * losses[0] and losses[-1] < 1e-4 * losses[300]
 
 
@@ -219,14 +219,16 @@ def test_a_start_at_the_origin_is_left():
 
 
 def test_a_steady_radius_goes_by_the_clock_whatever_the_losses_are():
-    rule, x = by_the_clock(), {"x": torch.full((2, 8), 3.0).double()}
-    state, rng = rule.init(x), torch.Generator().manual_seed(0)
-    start = x["x"].norm(dim=1)
+    # One large parameter does not make the steps of the others longer, as it would in the length.
+    x = {"x": torch.tensor([[3.0, -3.0, 3.0, -3.0], [12.0, 0.0, 0.0, 0.0]]).double()}
+    rule, rng = by_the_clock(), torch.Generator().manual_seed(0)
+    state = rule.init(x)
     for count in range(1, 30):
-        grads = {"x": torch.randn(2, 8, generator=rng).double()}
+        grads = {"x": torch.randn(2, 4, generator=rng).double()}
         loss = torch.randn(2, generator=rng).double()
         updates, state = rule(grads, state, x, loss=loss, rng=rng)
-        assert_close(state["all"]["actuator"]["radius"], 0.3 * start / count**0.5)
+        radius = state["all"]["actuator"]["radius"]
+        assert_close(radius, torch.full_like(radius, 0.4 * 3.0 * 2) / count**0.5)
         x = {"x": x["x"] + updates["x"].detach()}
 
 
@@ -264,15 +266,29 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
     assert num_whole > 16
 
 
-@pytest.mark.parametrize(("bias", "share"), [(-60.0, 0.0), (0.0, 0.5), (60.0, 1.0)])
-def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
+def with_a_judge_that_believes(odds):
+    """Two nets that differ, of few parameters, and what the judge holds whatever it sees."""
     rule = get_rule("controller", lstm_units=5, seed=3).double()
     with torch.no_grad():
         for net in (rule, rule.amid_noise):
             net.layers[-1].weight.mul_(100)
         rule.judge.layers[-1].weight.zero_()
-        rule.judge.layers[-1].bias.fill_(bias)
-    seen = torch.randn(4, 3, len(rule.actuator.features), dtype=torch.float64)
+        rule.judge.layers[-1].bias.fill_(odds)
+    return rule
+
+
+def observations_of(*sizes):
+    """``[sizes, F]`` drawn observations, of problems with so many parameters."""
+    rng, features = torch.Generator().manual_seed(0), get_actuator("trust_region").features
+    seen = torch.randn(len(sizes), len(features), generator=rng, dtype=torch.float64)
+    seen[:, -1] = torch.tensor(sizes).log() / 10
+    return seen
+
+
+@pytest.mark.parametrize(("bias", "share"), [(-60.0, 0.0), (0.0, 0.5), (60.0, 1.0)])
+def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
+    rule = with_a_judge_that_believes(bias)
+    seen = torch.stack([observations_of(2.0, 50.0, 100.0) for _ in range(4)])
     memory = rule.init_memory((3,))
     calm, noisy = Recurrent.init_memory(rule, (3,)), rule.amid_noise.init_memory((3,))
     for observation in seen:
@@ -282,6 +298,38 @@ def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
         assert not torch.allclose(first, second)
         assert_close(decisions, (1 - share) * first + share * second)
         assert rule.belief(memory).tolist() == [bias] * 3
+
+
+def test_what_is_large_is_taken_to_be_noisy_until_the_judge_knows_better():
+    """The odds are four units higher from a thousand parameters on, half that at their mean."""
+    seen = observations_of(30.0, 10**2.5, 1e3, 2e3)
+    rule = with_a_judge_that_believes(-1.0)
+    decisions, memory = rule.outputs(seen, rule.init_memory((4,)))
+    first, _ = Recurrent.outputs(rule, seen, Recurrent.init_memory(rule, (4,)))
+    second, _ = rule.amid_noise.outputs(seen, rule.amid_noise.init_memory((4,)))
+    shares = ((decisions - first) / (second - first)).mean(1)
+    want = torch.tensor([-1.0, 1.0, 3.0, 3.0], dtype=torch.float64).sigmoid()
+    assert_close(shares, want)
+    assert_close(rule.belief(memory), torch.full((4,), -1.0, dtype=torch.float64))
+
+
+def test_told_of_noise_each_net_learns_its_own_trade():
+    seen, is_noisy = observations_of(5.0, 5.0, 2e3, 2e3), torch.tensor([True, False] * 2)
+    rule = with_a_judge_that_believes(0.0)
+    with torch.no_grad():
+        _, memory = rule.outputs(seen.flip(1), rule.init_memory((4,)))
+    told, _ = rule.outputs_told(seen, memory, is_noisy)
+    averaged, _ = rule.outputs(seen, memory)
+    alone, _ = rule.amid_noise.outputs(seen, memory["amid_noise"])
+    assert_close(told[is_noisy], alone[is_noisy])
+    assert_close(told[~is_noisy], averaged[~is_noisy])
+    for lanes, taught in ((is_noisy, "amid_noise"), (~is_noisy, "calm")):
+        rule.zero_grad()
+        told[lanes].square().sum().backward(retain_graph=True)
+        for name, parameter in rule.named_parameters():
+            net = name.split(".")[0] if name.startswith(("amid_noise", "judge")) else "calm"
+            is_moved = parameter.grad is not None and bool(parameter.grad.any())
+            assert is_moved == (net == taught), name
 
 
 def test_the_judge_sees_all_but_the_size_and_remembers():
