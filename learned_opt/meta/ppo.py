@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from learned_opt.actuators import Actuator, get_actuator
 from learned_opt.errors import require
-from learned_opt.meta.arena import Arena, Outcome, Standing
+from learned_opt.meta.arena import Outcome, Standing
+from learned_opt.meta.arenas import Arenas
 from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import Estimate, MetaGradient, trainable
 from learned_opt.meta.horizons import Horizon
@@ -28,7 +29,6 @@ from learned_opt.meta.rollout import Rollout, advantages, beside_twins, log_like
 from learned_opt.rules.base import Rule
 from learned_opt.rules.policy import PolicyRule
 from learned_opt.tasks.base import Task
-from learned_opt.tasks.mixture import Mixture
 from learned_opt.trees import Tree, select, tree_map
 
 _REFILL = 8
@@ -57,7 +57,7 @@ class PPOState:
     Attributes:
         arenas: the arenas, rebuilt from `pool_seed` when a run is taken up again.
         pool_seed: seed of the pools of problems.
-        standings: where the lanes of each arena stand.
+        standings: where their lanes stand.
         memory: the network's memory of all lanes.
         critic: what expects the cost to come.
         waited: ``[tasks]`` shares of targets waited for, times steps, lately.
@@ -70,7 +70,7 @@ class PPOState:
         metrics: of the rollout.
     """
 
-    arenas: Sequence[Arena]
+    arenas: Arenas
     pool_seed: int
     standings: list[Standing]
     memory: Tree
@@ -224,17 +224,16 @@ class ProximalPolicy(MetaGradient[PPOState]):
     def _begin(self, policy: PolicyRule, progress: float, rng: torch.Generator) -> PPOState:
         pool_seed = int(torch.randint(2**62, (), generator=rng))
         arenas = self._arenas(policy.actuator, pool_seed)
-        standings = [arena.start(progress, rng) for arena in arenas]
+        standings = arenas.start(progress, rng)
         memory = policy.init_memory([self.num_lanes])
-        num_features = standings[0]["observation"].shape[1]
-        extra = arenas[0].privileged(standings[0]).shape[1]
+        num_seen = arenas.seen_by_critic(standings).shape[1] - len(self.tasks)
         return PPOState(
             arenas=arenas,
             pool_seed=pool_seed,
             standings=standings,
             memory=memory,
             critic=Critic(
-                num_features + extra,
+                num_seen,
                 len(self.tasks),
                 seed=int(torch.randint(2**31, (), generator=rng)),
             ),
@@ -242,58 +241,20 @@ class ProximalPolicy(MetaGradient[PPOState]):
             reached=torch.zeros(len(self.tasks), dtype=torch.float64),
         )
 
-    def _arenas(self, actuator: Actuator, pool_seed: int) -> list[Arena]:
-        """One for all deterministic tasks, one for each other."""
-        weights = self.task_weights or (1.0,) * len(self.tasks)
-        certain = [k for k, task in enumerate(self.tasks) if not task.is_stochastic]
-        groups = [certain] if certain else []
-        groups += [[k] for k, task in enumerate(self.tasks) if task.is_stochastic]
-        shares = [sum(weights[k] for k in group) / sum(weights) for group in groups]
-        counts = [max(1, round(share * self.num_lanes)) for share in shares]
-        counts[counts.index(max(counts))] += self.num_lanes - sum(counts)
-        arenas = []
-        for position, (group, count) in enumerate(zip(groups, counts, strict=True)):
-            task = self.tasks[group[0]]
-            if len(group) > 1:
-                task = Mixture.of([self.tasks[k] for k in group], [weights[k] for k in group])
-            pool = task.sample(
-                max(count, round(self.pool_size * shares[position])),
-                seed=torch.Generator().manual_seed(pool_seed + position),
-                dtype=self.dtype,
-            )
-            arenas.append(
-                Arena(
-                    task=task,
-                    pool=pool,
-                    actuator=actuator,
-                    num_lanes=count,
-                    horizon=self.horizon,
-                    stretch=self.stochastic_stretch if task.is_stochastic else 1.0,
-                    has_twins=self.twins and task.is_stochastic,
-                    # A mixture that is one task has kinds of its own, all with the same target.
-                    epsilons=tuple(self.epsilons[k] for k in group)
-                    if len(group) > 1
-                    else (self.epsilons[group[0]],) * _num_kinds(task),
-                )
-            )
-        return arenas
-
-    def _kinds(self, state: PPOState) -> Tensor:
-        """``[N]`` the task of each lane, mixtures first."""
-        first, kinds = 0, []
-        for arena, standing in zip(state.arenas, state.standings, strict=True):
-            # A mixture may also be a task that was asked for, and then it is one kind.
-            is_own = isinstance(arena.task, Mixture) and arena.task not in self.tasks
-            own = arena.kinds(standing) if is_own else torch.zeros_like(standing["index"])
-            kinds.append(first + own)
-            first += len(arena.task.tasks) if is_own else 1  # type: ignore[attr-defined]
-        return torch.cat(kinds)
-
-    def _is_stochastic(self, state: PPOState) -> Tensor:
-        """``[N]`` whether what a lane sees is noisy."""
-        return torch.cat([
-            torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
-        ])
+    def _arenas(self, actuator: Actuator, pool_seed: int) -> Arenas:
+        return Arenas.build(
+            self.tasks,
+            weights=self.task_weights or (1.0,) * len(self.tasks),
+            epsilons=self.epsilons,
+            actuator=actuator,
+            num_lanes=self.num_lanes,
+            pool_size=self.pool_size,
+            pool_seed=pool_seed,
+            horizon=self.horizon,
+            stochastic_stretch=self.stochastic_stretch,
+            twins=self.twins,
+            dtype=self.dtype,
+        )
 
     def _exploration_at(self, progress: float) -> float:
         first, last = self.exploration
@@ -301,17 +262,8 @@ class ProximalPolicy(MetaGradient[PPOState]):
 
     def _deviations(self, state: PPOState) -> Tensor:
         """``[N, 1]`` standard deviation of the decisions in each lane."""
-        share = torch.where(self._is_stochastic(state), self.noise_exploration, 1.0)
+        share = torch.where(state.arenas.is_noisy, self.noise_exploration, 1.0)
         return (state.std * share.to(self.dtype))[:, None]
-
-    def _seen_by_critic(self, state: PPOState) -> Tensor:
-        """``[N, F + C + tasks]``."""
-        seen = [
-            torch.cat((s["observation"], arena.privileged(s)), dim=1).float()
-            for arena, s in zip(state.arenas, state.standings, strict=True)
-        ]
-        kinds = F.one_hot(self._kinds(state), len(self.tasks)).float()
-        return torch.cat((torch.cat(seen), kinds), dim=1)
 
     def _play(
         self, policy: PolicyRule, state: PPOState, progress: float, rng: torch.Generator
@@ -320,19 +272,19 @@ class ProximalPolicy(MetaGradient[PPOState]):
         state.std = self._exploration_at(progress)
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
-        is_noisy = self._is_stochastic(state)
-        std, origins = self._deviations(state), self._origins(state)
+        arenas, std = state.arenas, self._deviations(state)
+        is_noisy, origins = arenas.is_noisy, arenas.origins
         memory = select(state.memory, origins)
         for k in range(self.rollout_steps):
             is_fresh = torch.zeros(self.num_lanes, dtype=torch.bool)
             if k % _REFILL == 0:
-                is_fresh = self._refill(state, k == 0, progress, rng)
+                state.standings, is_fresh = arenas.refill(state.standings, k == 0, progress, rng)
                 memory = _forget(memory, is_fresh)
             if k == 0:
                 state.memory = memory
             moving.append(~torch.cat([s["over"] for s in state.standings]))
-            seen = torch.cat([s["observation"] for s in state.standings])
-            before.append(self._seen_by_critic(state))
+            seen = arenas.observation(state.standings)
+            before.append(arenas.seen_by_critic(state.standings))
             mean, memory = policy.outputs_told(seen, memory, is_noisy)
             drawn = torch.randn(mean.shape, generator=rng, dtype=mean.dtype)
             # Among minibatches no single decision shows: the same change of all steps does.
@@ -340,10 +292,12 @@ class ProximalPolicy(MetaGradient[PPOState]):
                 kept = _opposite(drawn, origins)
             drawn = torch.where(is_noisy[:, None], kept, drawn)
             action = mean + std * drawn
-            kinds.append(self._kinds(state))
-            pace = state.pace[kinds[-1]]
-            outcomes.append(self._advance(state, action.clamp(-1, 1), pace, rng))
-            after.append(self._seen_by_critic(state))
+            kinds.append(arenas.kinds(state.standings))
+            state.standings, outcome = arenas.step(
+                state.standings, action.clamp(-1, 1), state.pace[kinds[-1]], rng
+            )
+            outcomes.append(outcome)
+            after.append(arenas.seen_by_critic(state.standings))
             observations.append(seen)
             actions.append(action)
             likelihoods.append(log_likelihood(action, mean, std))
@@ -384,46 +338,6 @@ class ProximalPolicy(MetaGradient[PPOState]):
             "pace": state.pace.log().mean().exp().item(),
         }
 
-    def _origins(self, state: PPOState) -> Tensor:
-        """``[N]`` the lane that each is a twin of, itself where there is none."""
-        first, origins = 0, []
-        for arena in state.arenas:
-            origins.append(first + arena.origins)
-            first += arena.num_lanes
-        return torch.cat(origins)
-
-    def _refill(
-        self, state: PPOState, begins: bool, progress: float, rng: torch.Generator
-    ) -> Tensor:
-        """Fresh episodes in lanes that ended; which lanes are fresh, ``[N]`` bool."""
-        is_fresh = []
-        for position, arena in enumerate(state.arenas):
-            # It would align twins, and so end the comparison of the two before the rollout does.
-            if arena.has_twins and not begins:
-                is_fresh.append(torch.zeros(arena.num_lanes, dtype=torch.bool))
-                continue
-            state.standings[position], new = arena.refill(state.standings[position], progress, rng)
-            is_fresh.append(new)
-        return torch.cat(is_fresh)
-
-    def _advance(
-        self, state: PPOState, action: Tensor, pace: Tensor, rng: torch.Generator
-    ) -> Outcome:
-        """One step of all arenas."""
-        sizes = [arena.num_lanes for arena in state.arenas]
-        outcomes = []
-        for position, (arena, own, paces) in enumerate(
-            zip(state.arenas, action.split(sizes), pace.split(sizes), strict=True)
-        ):
-            state.standings[position], outcome = arena.step(
-                state.standings[position], own, paces, rng
-            )
-            outcomes.append(outcome)
-        return Outcome(**{
-            entry.name: torch.cat([getattr(outcome, entry.name) for outcome in outcomes])
-            for entry in fields(Outcome)
-        })
-
     def _follow_paces(
         self, state: PPOState, outcomes: Sequence[Outcome], kinds: Sequence[Tensor], moving: Tensor
     ) -> None:
@@ -439,7 +353,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         """The clipped objective on some lanes, and how far the policy has moved there."""
         rollout = state.rollout
         assert rollout is not None
-        std, is_noisy = self._deviations(state)[lanes], self._is_stochastic(state)[lanes]
+        std, is_noisy = self._deviations(state)[lanes], state.arenas.is_noisy[lanes]
         memory = select(rollout.memory, lanes)
         means, beliefs = [], []
         for k in range(self.rollout_steps):
@@ -484,13 +398,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
 
     def pack(self, state: PPOState) -> dict[str, Any]:
         """See `MetaGradient.pack`."""
-        actuator = state.arenas[0].actuator
+        actuator = state.arenas.parts[0].actuator
         return {
             **{name: getattr(state, name) for name in _KEPT},
             "actuator": [actuator.name, actuator.config()],
-            "standings": [
-                arena.pack(s) for arena, s in zip(state.arenas, state.standings, strict=True)
-            ],
+            "standings": state.arenas.pack(state.standings),
             "critic": state.critic.pack(),
             "rollout": None if state.rollout is None else dict(vars(state.rollout)),
         }
@@ -501,12 +413,11 @@ class ProximalPolicy(MetaGradient[PPOState]):
         arenas = self._arenas(
             get_actuator(packed["actuator"][0], **packed["actuator"][1]), packed["pool_seed"]
         )
-        standings = zip(arenas, packed["standings"], strict=True)
         rollout = packed["rollout"]
         return PPOState(
             **kept,
             arenas=arenas,
-            standings=[arena.unpack(each) for arena, each in standings],
+            standings=arenas.unpack(packed["standings"]),
             critic=Critic.unpack(packed["critic"]),
             rollout=None if rollout is None else Rollout(**rollout),
         )
@@ -524,10 +435,6 @@ def _steerable(rule: Rule) -> PolicyRule:
     )
     assert isinstance(rule, PolicyRule)
     return rule
-
-
-def _num_kinds(task: Task) -> int:
-    return len(task.tasks) if isinstance(task, Mixture) else 1
 
 
 def _opposite(drawn: Tensor, origins: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
-from learned_opt.meta.arena import Arena
 from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.configured import configured_estimator
 from learned_opt.meta.critic import Critic
@@ -21,8 +20,7 @@ from learned_opt.meta.rollout import advantages, beside_twins, log_likelihood, s
 from learned_opt.meta.trainer import meta_train
 from learned_opt.rules import get_rule
 from learned_opt.tasks import Mixture, NoisyGradient, get_task
-from learned_opt.trees import flatten, leaves, tree_map
-from learned_opt.unroll import unroll
+from learned_opt.trees import tree_map
 
 EPSILON = 1e-4
 CONFIG = TrainConfig(
@@ -108,23 +106,6 @@ def test_advantages_have_one_scale_with_noise_and_one_without():
     assert standardised(costs, is_noisy & False, weights).isfinite().all()
 
 
-def test_each_task_has_its_own_smallest_target():
-    """Lanes rest where their own target is reached, and wait for no other."""
-    given = [get_task("strict_saddle", dim=4), get_task("monkey_saddle")]
-    estimator = configured_estimator(replace(CONFIG, task_epsilons=(0.5, 1e-9)), given)
-    (arena,) = estimator._arenas(controller().actuator, 0)
-    standing = arena.start(0.0, rng())
-    kinds = arena.kinds(standing)
-    gap = torch.full((arena.num_lanes,), 0.4, dtype=torch.float64)
-    there = replace(standing, tree={**standing.tree, "gap": gap, "best": gap})
-    still_to_reach = arena.privileged(there)[:, 0]
-    assert (still_to_reach[kinds == 0] == 0).all()
-    expected = 1 - torch.tensor(0.4).log() / torch.tensor(1e-9).log()
-    assert still_to_reach[kinds == 1].tolist() == pytest.approx(
-        [expected.item()] * int((kinds == 1).sum()), abs=1e-6
-    )
-
-
 def test_advantages_are_those_of_a_slow_reference():
     K, N, decay = 7, 5, 0.8
     costs, expected, following = (torch.randn(K, N, generator=rng(i)) for i in range(3))
@@ -142,116 +123,6 @@ def test_advantages_are_those_of_a_slow_reference():
                 if over[j, n]:
                     break
             assert got[k, n].item() == pytest.approx(want, abs=1e-5)
-
-
-def test_an_arena_plays_what_the_inner_loop_runs():
-    """With the rule's own decisions and the loss in sight, lanes are runs of `unroll`."""
-    task, rule = get_task("strict_saddle", dim=4), bold().double()
-    problems = task.sample(6, seed=3, dtype=torch.float64)
-    arena = Arena(
-        task=task,
-        pool=problems,
-        actuator=rule.actuator,
-        num_lanes=6,
-        horizon=Fixed(12),
-        epsilons=(1e-12,),
-    )
-    with torch.no_grad():
-        standing = arena.start(0.0, rng(1))
-        index, memory, gaps = standing["index"], rule.init_memory([6]), [standing["gap"]]
-        noise = rng(2)
-        for _ in range(12):
-            action, memory = rule.decide(standing["observation"], memory)
-            standing, outcome = arena.step(standing, action, torch.ones(6), noise)
-            gaps.append(standing["gap"])
-        run = unroll(task, rule, problems.select(index), num_steps=12, rng=rng(2))
-    assert bool(outcome.over.all()) and bool(standing["over"].all())
-    facts = problems.select(index).facts
-    want = (run.losses - facts.minimum[:, None]) / (facts.reference - facts.minimum)[:, None]
-    seen = torch.arange(6) % 5 != 0  # the others never see their loss
-    assert_close(torch.stack(gaps, 1)[seen], want.clamp_min(0)[seen])
-    assert_close(standing["point"][seen], flatten(run.carry.params)[seen])
-
-
-def test_lanes_that_ended_are_filled_again_when_asked():
-    task, rule = get_task("strict_saddle", dim=2), controller()
-    arena = Arena(
-        task=task,
-        pool=task.sample(50, seed=0, dtype=torch.float32),
-        actuator=rule.actuator,
-        num_lanes=20,
-        horizon=LogUniform(2, 9),
-        epsilons=(EPSILON,),
-    )
-    generator = rng()
-    with torch.no_grad():
-        standing = arena.start(0.0, generator)
-        for _ in range(4):
-            standing, _ = arena.step(
-                standing, torch.zeros(20, rule.actuator.actions.size), torch.ones(20), generator
-            )
-        over = standing["over"]
-        assert 0 < over.sum() < 20
-        assert_close(over, standing["horizon"] <= 4)
-        filled, fresh = arena.refill(standing, 0.0, generator)
-    assert_close(fresh, over)
-    assert (filled["time"][fresh] == 0).all() and (filled["time"][~fresh] == 4).all()
-    assert not filled["over"].any()
-    assert_close(filled["point"][~fresh], standing["point"][~fresh])
-    start = flatten(filled.problems.params)
-    assert_close(filled["point"][fresh], start[fresh])
-
-
-def noisy_tasks():
-    both = [get_task("strict_saddle", dim=4), get_task("random_quadratic", dim=3)]
-    return [
-        NoisyGradient(both[0], noise=0.3),
-        NoisyGradient(Mixture.of(both, [1.0, 1.0]), noise=0.3),
-        get_task("digits_mlp", hidden=(2,), batch_size=4, num_train=8),
-    ]
-
-
-@pytest.mark.parametrize("task", noisy_tasks(), ids=lambda task: task.name)
-@pytest.mark.parametrize("num_lanes", [5, 6])
-def test_twins_differ_by_their_decisions_alone(num_lanes, task):
-    rule = bold().double()
-    arena = Arena(
-        task=task,
-        pool=task.sample(50, seed=0, dtype=torch.float64),
-        actuator=rule.actuator,
-        num_lanes=num_lanes,
-        horizon=LogUniform(2, 9),
-        epsilons=(EPSILON,) * 2,
-        has_twins=True,
-    )
-    assert arena.origins.tolist() == [0, 1, 2, 0, 1, 2][:num_lanes]
-    first, second = torch.arange(num_lanes - 3), torch.arange(3, num_lanes)
-    same = torch.full((num_lanes, rule.actuator.actions.size), 0.5)
-    other = same.clone()
-    other[second] = 0.1
-    generator, ones = rng(1), torch.ones(num_lanes)
-
-    def are_alike(standing):
-        trees = leaves(standing.tree), leaves(standing.problems.params)
-        return all(
-            torch.allclose(leaf[first], leaf[second], rtol=0, atol=0, equal_nan=True)
-            for tree in trees
-            for leaf in tree.values()
-        )
-
-    with torch.no_grad():
-        standing = arena.start(0.0, generator)
-        assert are_alike(standing) and not torch.equal(standing["point"][0], standing["point"][1])
-        for decisions, alike in ((same, True), (same, True), (other, False)):
-            standing, _ = arena.step(standing, decisions, ones, generator)
-            assert are_alike(standing) is alike
-        aligned = arena.align(standing)
-        assert are_alike(aligned)
-        assert torch.equal(aligned["point"][:3], standing["point"][:3])
-        for _ in range(9):
-            standing, fresh = arena.refill(aligned, 0.0, generator)
-            assert are_alike(standing) and torch.equal(fresh, aligned["over"])
-            aligned, _ = arena.step(standing, same, ones, generator)
 
 
 def test_what_came_of_twins_is_compared():
@@ -273,52 +144,13 @@ def test_a_comparison_of_twins_has_the_right_mean_and_less_noise():
     assert (error * 5 < (total[:, None] * drawn).std(0) / (2 * num_pairs) ** 0.5).all()
 
 
-def test_coordinates_that_a_problem_does_not_use_get_no_noise():
-    """And those it uses as much as if there were no others."""
-    mixture = Mixture.of(
-        [get_task("strict_saddle", dim=2), get_task("strict_saddle", dim=32)], [1.0, 1.0]
-    )
-    rule = controller()
-    arena = Arena(
-        task=mixture,
-        pool=mixture.sample(200, seed=0, dtype=torch.float64),
-        actuator=rule.actuator,
-        num_lanes=200,
-        horizon=Fixed(5),
-        epsilons=(EPSILON,) * 2,
-    )
-    names = rule.actuator.actions.names
-    still, shaken = (torch.zeros(200, len(names)) for _ in range(2))
-    still[:, names.index("noise")], shaken[:, names.index("noise")] = -1.0, 1.0
-    with torch.no_grad():
-        standing = arena.start(0.0, rng())
-        points = [
-            arena.step(standing, action, torch.ones(200), rng(1))[0]["point"]
-            for action in (still, shaken)
-        ]
-    moved = points[1] - points[0]
-    radius = standing.tree["actuator"]["radius"]
-    is_small = mixture.used(standing.problems).sum(1) == 2
-    assert (moved[is_small, 2:] == 0).all()
-    for lanes in (is_small, ~is_small):
-        relative = moved[lanes].norm(dim=1) / radius[lanes] * math.e
-        assert relative.square().mean().item() == pytest.approx(1, rel=0.3)
-
-
-def is_stochastic(state):
-    """``[N]`` bool, which lanes have noise."""
-    return torch.cat([
-        torch.full((arena.num_lanes,), arena.task.is_stochastic) for arena in state.arenas
-    ])
-
-
 TWINS = {"twins": True, "noise_exploration": 0.5}
 
 
 def deviations(state, settings):
     """``[N, 1]`` standard deviations of the decisions."""
     factor = settings.get("noise_exploration", 1.0)
-    found = [factor * state.std if noisy else state.std for noisy in is_stochastic(state)]
+    found = [factor * state.std if noisy else state.std for noisy in state.arenas.is_noisy]
     return torch.tensor(found, dtype=state.rollout.actions.dtype)[:, None]
 
 
@@ -331,7 +163,7 @@ def test_the_first_gradient_of_a_rollout_is_the_score_function_estimate(settings
     config = replace(CONFIG, minibatches=1, **settings)
     rule, estimator = controller(), configured_estimator(config, tasks())
     estimate = estimator.estimate(rule, None, progress=0.0, rng=rng())
-    rollout, is_noisy = estimate.state.rollout, is_stochastic(estimate.state)
+    rollout, is_noisy = estimate.state.rollout, estimate.state.arenas.is_noisy
     memory, total, told = rollout.memory, 0.0, 0.0
     std = deviations(estimate.state, settings)
     for k in range(9):
@@ -364,7 +196,7 @@ def test_the_objective_of_a_policy_that_moved_is_that_of_a_slow_reference(moved,
     with torch.no_grad():
         for parameter in rule.parameters():
             parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
-        rollout, is_noisy = state.rollout, is_stochastic(state)
+        rollout, is_noisy = state.rollout, state.arenas.is_noisy
         memory, differences, outside, surprise = rollout.memory, [], [], 0.0
         for k in range(9):
             if k == 8:
@@ -412,7 +244,7 @@ def test_where_there_is_noise_a_change_of_decisions_is_kept_up():
         configured_estimator(CONFIG, tasks()).estimate(rule, None, progress=0.0, rng=rng()).state
     )
     actions = state.rollout.actions
-    is_noisy = is_stochastic(state)
+    is_noisy = state.arenas.is_noisy
     assert 0 < is_noisy.sum() < len(is_noisy)
     assert (actions[:, is_noisy] == actions[0, is_noisy]).all()
     assert (actions[1:, ~is_noisy] != actions[:-1, ~is_noisy]).all()
@@ -427,7 +259,7 @@ def test_twins_try_opposite_changes_and_are_worth_opposite_amounts():
                 parameter.zero_()
     estimator = configured_estimator(config, tasks())
     state = estimator.estimate(rule, None, progress=0.0, rng=rng()).state
-    rollout, is_noisy = state.rollout, is_stochastic(state)
+    rollout, is_noisy = state.rollout, state.arenas.is_noisy
     assert is_noisy.sum() == 80
     some, others = rollout.actions[0, is_noisy].tensor_split(2)
     assert torch.equal(some, -others) and len(some.unique()) == some.numel()
@@ -454,7 +286,7 @@ def test_the_next_rollout_begins_where_the_first_of_two_twins_went():
     estimator, generator, state = configured_estimator(config, tasks()), rng(), None
     for _ in range(4):
         state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
-    origins, is_noisy = estimator._origins(state), is_stochastic(state)
+    origins, is_noisy = estimator._origins(state), state.arenas.is_noisy
     went = [standing["point"] for standing in state.standings]
     assert not torch.equal(went[1][:4], went[1][4:])
     before = state.memory["hidden"]
