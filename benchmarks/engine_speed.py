@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import tyro
 
 import learned_opt.tasks  # noqa: F401  (registers the tasks)
 from learned_opt.bench.suites import SuiteEntry, get_suite
+from learned_opt.cli.failures import run_script
 from learned_opt.rules.base import get_rule
 from learned_opt.tasks.base import Problems, Task
 from learned_opt.unroll import unroll
@@ -127,4 +127,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

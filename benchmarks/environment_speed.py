@@ -22,11 +22,11 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 from gymnasium.utils.performance import benchmark_vector_step
 from gymnasium.vector import SyncVectorEnv
 
 from envs.core import has_compiler
+from learned_opt.cli.failures import run_script
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.train import train_agent
 
@@ -157,4 +157,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from learned_opt import LearnedOptimizer
+from learned_opt.cli.failures import run_script
 from learned_opt.rules import get_rule
 from learned_opt.rules.base import Rule
 
@@ -171,4 +171,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

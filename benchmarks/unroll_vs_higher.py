@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import Tensor, nn
 
+from learned_opt.cli.failures import run_script
 from learned_opt.meta.higher_backend import higher_unroll
 from learned_opt.rules.lstm import CoordinatewiseLSTM
 from learned_opt.tasks.base import get_task
@@ -135,4 +135,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

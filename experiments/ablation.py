@@ -30,7 +30,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from _capped import GROUPS, entries_of, mean_ratio, mean_solved, measure
 from _race_report import markdown
 from real_problems import Problem, problems
@@ -38,6 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from learned_opt.cli.failures import run_script
 from learned_opt.errors import require
 from learned_opt.optim import LearnedOptimizer
 from learned_opt.rules.controller import Controller
@@ -236,4 +236,4 @@ def plot(numbers: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

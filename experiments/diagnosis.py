@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 
+from learned_opt.cli.failures import run_script
 from learned_opt.errors import LearnedOptError
 from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.diagnosis import (
@@ -235,4 +235,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    run_script(main, Settings, __doc__)

@@ -33,7 +33,6 @@ import matplotlib as mpl
 import matplotlib.ticker
 import numpy as np
 import torch
-import tyro
 from _guard_runs import GUARDS, KINDS, UNTRAINED, Job, Outcome, digest, hush, run_jobs
 from _race_report import markdown
 from _ratios import TARGETS, Floats, restricted
@@ -43,6 +42,7 @@ from rich.table import Table
 
 from learned_opt.bench.statistics import Interval, interval_of_draws
 from learned_opt.bench.suites import SuiteEntry, get_suite
+from learned_opt.cli.failures import run_script
 from learned_opt.rules import get_rule
 from learned_opt.rules.guarded import Guarded
 
@@ -518,4 +518,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

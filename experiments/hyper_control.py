@@ -28,12 +28,12 @@ import gymnasium as gym
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from envs.fixed_settings import GRID, FixedSetting, Sweep, sweep
+from learned_opt.cli.failures import run_script
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.evaluate import evaluate_with_controls
 from learned_opt.rl.train import train_agent
@@ -303,4 +303,4 @@ def plot(numbers: dict[str, Any], settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from learned_opt.cli.failures import run_script
 from learned_opt.rules import load_rule
 from learned_opt.rules.base import Rule
 from learned_opt.tasks import Rotated, Scaled, Task, get_task
@@ -169,4 +169,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -29,11 +29,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from learned_opt.cli.failures import run_script
 from learned_opt.meta.estimators import MetaGradient
 from learned_opt.meta.horizons import Fixed
 from learned_opt.meta.parallel import desynchronised
@@ -477,4 +477,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

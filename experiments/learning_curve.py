@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from learned_opt.cli.failures import run_script
 from learned_opt.errors import require
 
 mpl.use("Agg")
@@ -87,4 +88,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -31,12 +31,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from learned_opt.cli.failures import run_script
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.evaluate import evaluate_with_controls
 from learned_opt.rl.train import train_agent
@@ -268,4 +268,4 @@ def plot(numbers: dict[str, Any], settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

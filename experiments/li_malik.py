@@ -30,13 +30,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
 
 from learned_opt.bench.statistics import stratified_bootstrap
+from learned_opt.cli.failures import run_script
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.train import train_agent
 from learned_opt.rules import get_rule
@@ -311,4 +311,4 @@ def plot(numbers: dict[str, Any], settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from real_problems import Problem, problems
 from rich.console import Console
 from rich.table import Table
 
+from learned_opt.cli.failures import run_script
 from learned_opt.rules import get_rule
 
 RATE = 1e-3
@@ -87,4 +87,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -53,6 +53,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from learned_opt import optim
 from learned_opt.bench.units import library_version
+from learned_opt.cli.failures import run_script
 from learned_opt.cli.progress import progress_bar
 from learned_opt.errors import require
 from learned_opt.optim import LearnedOptimizer
@@ -564,4 +565,4 @@ def plot(runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int], path: 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -27,7 +27,6 @@ import gymnasium as gym
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,7 @@ from envs.scripted import PerturbedGD
 from learned_opt.bench.runner import run_benchmark
 from learned_opt.bench.statistics import stratified_bootstrap, wilson_interval
 from learned_opt.bench.suites import SuiteEntry
+from learned_opt.cli.failures import run_script
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.episodes import play
 from learned_opt.rl.train import train_agent
@@ -478,4 +478,4 @@ def squeezed(values: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from learned_opt.cli.failures import run_script
 from learned_opt.cli.progress import progress_bar
 from learned_opt.rl.config import AgentConfig
 from learned_opt.rl.export import save_agent
@@ -138,4 +139,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from _jobs import Job, floor_jobs, run_jobs
 from _one_setting import race_one_setting
 from _race_report import (
@@ -68,6 +67,7 @@ from learned_opt.bench.results import Results
 from learned_opt.bench.runner import Progress, run_benchmark
 from learned_opt.bench.search_spaces import BASELINES
 from learned_opt.bench.suites import SuiteEntry, get_suite
+from learned_opt.cli.failures import run_script
 from learned_opt.errors import require
 from learned_opt.rules.weights import read_metadata
 
@@ -371,4 +371,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

@@ -51,13 +51,13 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import torch
-import tyro
 from _capped import GROUPS, Times, entries_of, mean_ratio, mean_solved, measure
 from _race_report import markdown
 from _timed_training import Timed, train_for
 from rich.console import Console
 from rich.table import Table
 
+from learned_opt.cli.failures import run_script
 from learned_opt.errors import require
 from learned_opt.meta.configured import configured_estimator
 from learned_opt.meta.evaluation import draw_held_out, evaluate
@@ -515,4 +515,4 @@ def draw(of: dict[str, list[Measured]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    run_script(main, Settings, __doc__)

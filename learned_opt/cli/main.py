@@ -1,26 +1,21 @@
-"""Entry point: parse, run, and turn failures into one sentence and an exit code."""
+"""Entry point: parse and run."""
 
 from __future__ import annotations
 
-import errno
-import signal
-import sys
-import threading
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import tyro
 
 from learned_opt.cli.bench import Bench
 from learned_opt.cli.check import Check
 from learned_opt.cli.diagnose import Diagnose
+from learned_opt.cli.failures import failures_in_one_sentence
 from learned_opt.cli.list import List
 from learned_opt.cli.report import Report
 from learned_opt.cli.rl import Rl
 from learned_opt.cli.run import Run
 from learned_opt.cli.train import Train
-from learned_opt.errors import LearnedOptError
-from learned_opt.meta.interrupts import Interrupted
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
@@ -32,10 +27,6 @@ Command = (
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
-
-EXIT_BAD_INPUT = 2
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,33 +43,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=argv,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    if threading.current_thread() is threading.main_thread():
-        # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with failures_in_one_sentence("learned-opt", resumed_by=" (train: with --resume)"):
         command.main()
-    except Interrupted as error:
-        _fail(str(error), error.exit_code)
-    except LearnedOptError as error:
-        _fail(str(error), EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        _fail(
-            "interrupted; what was finished is kept, the same command goes on from there "
-            "(train: with --resume)",
-            EXIT_INTERRUPTED,
-        )
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail("no space left on the disk; what was finished is kept", EXIT_FAILURE)
-        where = f"'{error.filename}': " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", EXIT_BAD_INPUT)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"learned-opt: {sentence}", file=sys.stderr)
-    raise SystemExit(code)

@@ -1,0 +1,74 @@
+"""Failures as one sentence and an exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from learned_opt.errors import LearnedOptError
+from learned_opt.meta.interrupts import Interrupted
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+@contextmanager
+def failures_in_one_sentence(program: str, *, resumed_by: str = "") -> Iterator[None]:
+    """Print what went wrong without a traceback, as far as it is the user's to mend, and exit.
+
+    Args:
+        program: name that the sentence begins with.
+        resumed_by: said after an interruption, if the same command alone does not resume.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except Interrupted as error:
+        _fail(program, str(error), error.exit_code)
+    except LearnedOptError as error:
+        _fail(program, str(error), EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        kept = "interrupted; what was finished is kept, the same command goes on from there"
+        _fail(program, kept + resumed_by, EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(program, "no space left on the disk; what was finished is kept", EXIT_FAILURE)
+        where = f"'{error.filename}': " if error.filename else ""
+        _fail(program, f"{where}{error.strerror or error}", EXIT_BAD_INPUT)
+
+
+def run_script(main: Callable[[Any], Any], settings: type, description: str | None) -> None:
+    """Run a script: its settings from the command line, its failures in one sentence.
+
+    Args:
+        main: what it does.
+        settings: dataclass of its options.
+        description: what `--help` says first.
+    """
+    given: Any = tyro.cli(settings, description=description)
+    with failures_in_one_sentence(Path(sys.argv[0]).name):
+        main(given)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _fail(program: str, sentence: str, code: int) -> NoReturn:
+    print(f"{program}: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
