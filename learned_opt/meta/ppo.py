@@ -102,9 +102,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
     changes amid the same noise; what came of one beside the other is their surplus, and the next
     rollout begins where the first of them went; until then lanes that ended stand still.
 
-    A rule that asks whether there is noise (`PolicyRule.belief`) is told. The critic sees what no
-    rule can: the gap, the best gap and the task (an asymmetric critic), which takes away most of
-    the variance.
+    A rule that asks whether there is noise (`PolicyRule.belief`) is told that, and decides as one
+    that knows (`PolicyRule.outputs_told`): what it learns amid noise and without stay apart. The
+    critic sees what no rule can: the gap, the best gap and the task (an asymmetric critic), which
+    takes away most of the variance.
 
     Attributes:
         tasks: what to train on.

@@ -34,7 +34,9 @@ class Controller(PolicyRule):
 
     What pays amid the noise of minibatches is wrong without noise, so there are two such nets, and
     a third, small one that tells from the same observation how likely noise is: their decisions are
-    averaged with that weight.
+    averaged with that weight. It needs some steps to be sure, and the other net's first leaps may
+    ruin a large network for good, so from a hundred parameters to a thousand the log odds of noise
+    rise by four: large problems without noise pay some careful steps for that.
 
     The loss is optional. Nothing has a unit: $f \to a f + b$ changes nothing, nor does $x \to c x$
     if the start does not lie at the origin, so there is no step size to tune.
