@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)    ## Train a small learned optimizer, race it, write the report (about 4 minutes)
 	$(BIN)/learned-opt run --out runs/demo
 
-test: lint       ## Formatting, lint, types, imports and the fast tests
-	$(BIN)/pytest
+test: lint       ## Formatting, lint, types, imports and the fast tests, a process for each core
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)   ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
