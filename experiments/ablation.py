@@ -87,9 +87,12 @@ def silenced(
     features: Sequence[str] = (),
     memory: bool = False,
     belief: float | None = None,
+    prior: float | None = None,
 ) -> Controller:
     """A copy of the rule without some parts, or with a judge that always believes the same."""
     rule = copy.deepcopy(rule)
+    if prior is not None or belief is not None or "size" in features:
+        rule.prior = prior or 0.0
     names = [feature.name for feature in rule.actuator.features]
     nets = (rule, rule.amid_noise)
     with torch.no_grad():
@@ -121,6 +124,7 @@ def variants(rule: Controller) -> dict[str, Controller]:
         "without memory (LSTMs)": silenced(rule, memory=True),
         "net for noise alone": silenced(rule, belief=30.0),
         "net for no noise alone": silenced(rule, belief=-30.0),
+        "no prior by size": silenced(rule, prior=0.0),
     }
     for name in rule.actuator.actions.names:
         found[f"decision: {name}"] = silenced(rule, decision=name)

@@ -59,6 +59,7 @@ from rich.table import Table
 
 from learned_opt.cli.failures import run_script
 from learned_opt.errors import require
+from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.configured import configured_estimator
 from learned_opt.meta.evaluation import draw_held_out, evaluate
 from learned_opt.meta.presets import Part, get_preset
@@ -241,6 +242,41 @@ def batched(parts: Sequence[Part]) -> tuple[list[Task], tuple[float, ...]]:
     return [mixture, *(part.task for part in others)], weights
 
 
+def picked_for(job: Job) -> list[Part]:
+    """Parts of the controller's mixture."""
+    return picked(get_preset("controller").mixture(), PARTS[::5] if job.small else PARTS)
+
+
+def configured(job: Job, parts: Sequence[Part]) -> tuple[list[Task], TrainConfig]:
+    """Tasks as the estimator wants them, and settings."""
+    way, preset = WAYS[job.way], get_preset("controller")
+    if way.plays:
+        tasks, weights = [part.task for part in parts], tuple(part.weight for part in parts)
+        common = preset.settings["epsilon"]
+        own: dict[str, Any] = {"task_epsilons": tuple(part.epsilon or common for part in parts)}
+    else:
+        tasks, weights = batched(parts)
+        own = {
+            "task_epsilons": None,
+            "stochastic_stretch": 1.0,
+            "noise_exploration": 1.0,
+            "twins": False,
+        }
+    config = preset.config(
+        estimator=way.estimator,
+        seed=job.seed,
+        learning_rate=job.rate,
+        task_weights=weights,
+        averaging=None,  # of weights that come at equal times, not steps
+        **own,
+        **way.changes,
+    )
+    if job.small:
+        num_pairs = min(8, config.num_pairs)
+        config = replace(config, num_problems=4 * num_pairs, num_pairs=num_pairs, eval_steps=10)
+    return tasks, config
+
+
 def train(job: Job) -> Timed:
     """Train for the given time, or read what an earlier call left."""
     torch.set_num_threads(1)
@@ -248,26 +284,8 @@ def train(job: Job) -> Timed:
     summary = job.folder / "trained.json"
     if summary.exists():
         return Timed(**json.loads(summary.read_text()))
-    way, preset = WAYS[job.way], get_preset("controller")
-    parts = picked(preset.mixture(), PARTS[::5] if job.small else PARTS)
-    if way.plays:
-        tasks, weights = [part.task for part in parts], tuple(part.weight for part in parts)
-        common = preset.settings["epsilon"]
-        own: dict[str, Any] = {"task_epsilons": tuple(part.epsilon or common for part in parts)}
-    else:
-        tasks, weights = batched(parts)
-        own = {"task_epsilons": None, "stochastic_stretch": 1.0}
-    config = preset.config(
-        estimator=way.estimator,
-        seed=job.seed,
-        learning_rate=job.rate,
-        task_weights=weights,
-        **own,
-        **way.changes,
-    )
-    if job.small:
-        num_pairs = min(8, config.num_pairs)
-        config = replace(config, num_problems=4 * num_pairs, num_pairs=num_pairs, eval_steps=10)
+    way, parts = WAYS[job.way], picked_for(job)
+    tasks, config = configured(job, parts)
     held_out = draw_held_out(
         [part.task for part in parts], 8, dtype=config.torch_dtype, device=config.device
     )

@@ -142,8 +142,9 @@ class Straightforward:
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         scale = torch.where(size > 0, 0.1 * size, 0.02 * (g != 0).sum(1).clamp_min(1).sqrt())
-        magnitude = x.abs().mean(1) * x.shape[1] ** 0.5
-        magnitude = torch.where(size > 0, magnitude, 0.2 * (g != 0).sum(1).clamp_min(1).sqrt())
+        there = (x != 0).sum(1)
+        unit = x.abs().sum(1) / there.clamp_min(1).sqrt()
+        unit = torch.where(there > 0, unit, 0.15 * (g != 0).sum(1).clamp_min(1).sqrt())
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, radius, s["radius"])
         features = torch.stack(
@@ -183,7 +184,7 @@ class Straightforward:
             "grads": g,
             "radius": radius,
             "first_radius": first_radius,
-            "unit": torch.where(is_first, magnitude, s["unit"]),
+            "unit": torch.where(is_first, unit, s["unit"]),
             "loss": loss,
             "best_loss": best_loss,
             "curvature": largest,
@@ -471,6 +472,7 @@ def test_very_long_vectors_are_seen_by_a_sample(monkeypatch):
         monkeypatch.setattr(subspace, "SAMPLE", room)
         states[room] = actuator.init(x, learning_rate=torch.ones(1))
     assert states[sample]["grads"].shape[1] <= sample
+    assert_close(states[sample]["unit"], states[size]["unit"], rtol=0.02, atol=0.0)
     looks, moves = [], []
     for _ in range(10):
         g = bends * x + 0.1 * torch.randn(1, size, generator=rng)

@@ -65,9 +65,12 @@ class Actuator(ABC):
         actions: what may be decided.
         per_coordinate: whether there is an observation and a decision for every coordinate.
         needs_loss: whether losses must be known. Otherwise NaN stands for one that is not.
+        revision: counts changes of what the same decisions do, after which weights must be trained
+            anew.
     """
 
     name: ClassVar[str]
+    revision: ClassVar[int] = 0
     features: tuple[Feature, ...]
     actions: ActionSpace
     per_coordinate: ClassVar[bool] = False
@@ -153,9 +156,10 @@ class Actuator(ABC):
 
     @property
     def feature_schema(self) -> str:
-        """Digest of observation and choices; weights trained on others are refused."""
+        """Digest of observation, choices and revision; weights trained on others are refused."""
         seen = ((f.name, f.meaning, f.low, f.high) for f in self.features)
-        return schema_hash(self.name, self.actions.names, *seen)
+        revision = (self.revision,) if self.revision else ()
+        return schema_hash(self.name, self.actions.names, *seen, *revision)
 
 
 _REGISTRY: dict[str, type[Actuator]] = {}

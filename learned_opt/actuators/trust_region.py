@@ -39,9 +39,9 @@ _BACK = 0.75
 _FIRST = 0.1
 """First radius over the length of the parameters."""
 _TIMED = 0.4
-"""First length by the clock, per parameter, over the mean magnitude of the parameters. Tuned
-AdamW's learning rate is 0.2 to 0.7 times that on networks of all kinds; over the length of the
-parameters it differs more, which embeddings are most of."""
+"""First length by the clock over that of the parameters if all had their mean magnitude. A tuned
+learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
+length of the parameters it differs more, since an embedding may be most of that."""
 _PATIENCE = math.log(0.1)
 _ROUNDING = 100.0
 """In units of the type's precision; less of a vector outside of a span is not a direction."""
@@ -64,9 +64,9 @@ class TrustRegion(Actuator):
     Decisions multiply the radius, the curvature outside of the span and the length of unbounded
     steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
     decrease of the loss in noise, three more matter: the radius may go by the clock instead of by
-    what the last prediction was worth, as a share of the length of the parameters over the root of
-    the number of steps; Adam's step may take the place of the trusted one, shorter where gradients
-    disagree; and the momentum may average ten times as many gradients, from 10 to 100.
+    what the last prediction was worth, as a share of the parameters' mean magnitude over the root
+    of the number of steps; Adam's step may take the place of the trusted one, shorter where
+    gradients disagree; and the momentum may average ten times as many gradients, from 10 to 100.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
@@ -88,6 +88,7 @@ class TrustRegion(Actuator):
     """
 
     name: ClassVar[str] = "trust_region"
+    revision = 1
     needs_loss: ClassVar[bool] = False
 
     def __init__(self, *, memory: int = 4) -> None:
@@ -166,6 +167,9 @@ class TrustRegion(Actuator):
         """See `Actuator.init`; nothing known, nothing moved."""
         del learning_rate
         vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
+        x = sampled(params.detach())
+        # Zeros say nothing of a unit; they pad problems of a mixture, or wait to be learned.
+        unit = safe_ratio(torch.linalg.vector_norm(x, ord=1, dim=1), (x != 0).sum(1).to(x).sqrt())
         return {
             "memory": init_memory(params, self.memory),
             "grads": torch.zeros_like(sampled(params)),
@@ -175,7 +179,7 @@ class TrustRegion(Actuator):
             "norm": scalar,
             "radius": scalar,
             "first_radius": scalar,
-            "unit": scalar,
+            "unit": unit,
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
@@ -244,7 +248,7 @@ class TrustRegion(Actuator):
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
         scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
-        magnitude = torch.where(size > 0, seen.magnitude, 0.2 * active.sqrt())
+        unit = torch.where(s["unit"] > 0, s["unit"], 0.15 * active.sqrt())
         scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
@@ -317,7 +321,7 @@ class TrustRegion(Actuator):
             "norm": norm,
             "radius": radius,
             "first_radius": first_radius,
-            "unit": torch.where(is_first, magnitude, s["unit"]),
+            "unit": unit,
             "loss": loss,
             "best_loss": best_loss,
             "curvature": largest,
@@ -444,7 +448,6 @@ class _Seen(NamedTuple):
         along_adaptive: gradient and Adam's direction.
         adaptive: length of that direction.
         size: length of the parameters.
-        magnitude: the length that they would have if all were of their mean magnitude.
         momentum: length of the mean of the gradients.
         active: how many parameters have a gradient.
     """
@@ -457,7 +460,6 @@ class _Seen(NamedTuple):
     along_adaptive: Tensor
     adaptive: Tensor
     size: Tensor
-    magnitude: Tensor
     momentum: Tensor
     active: Tensor
 
@@ -514,7 +516,6 @@ def _survey(
         sums = [
             table,
             torch.linalg.vector_norm(x, dim=1).square(),
-            torch.linalg.vector_norm(x, ord=1, dim=1),
             torch.linalg.vector_norm(momentum, dim=1).square(),
         ]
         if m > 1:
@@ -522,7 +523,7 @@ def _survey(
             sums.append(_times(others, remembered[m - 1]))
         return sums, (change,)
 
-    (table, size, total, mean, *mixed), (change,) = in_pieces(
+    (table, size, mean, *mixed), (change,) = in_pieces(
         work,
         *(g, s["grads"], x, momentum, adaptive, *steps, *changes),
         out=1,
@@ -540,7 +541,6 @@ def _survey(
         along_adaptive=slope[:, m + 1],
         adaptive=direction[:, m + 1].sqrt(),
         size=size.sqrt(),
-        magnitude=total / math.sqrt(g.shape[1]),
         momentum=mean.sqrt(),
         active=active,
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,19 +20,16 @@ EXIT_INTERRUPTED = 130
 
 
 @contextmanager
-def failures_in_one_sentence(program: str, *, resumed_by: str = "") -> Iterator[None]:
+def failures_in_one_sentence(program: str, *, interrupted: str = "interrupted") -> Iterator[None]:
     """Print what went wrong without a traceback, as far as it is the user's to mend, and exit.
 
     Args:
         program: name that the sentence begins with.
-        resumed_by: said after an interruption, if the same command alone does not resume.
+        interrupted: what is said of Ctrl-C.
 
     Raises:
         SystemExit: with the exit code.
     """
-    if threading.current_thread() is threading.main_thread():
-        # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
-        signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except Interrupted as error:
@@ -42,8 +37,7 @@ def failures_in_one_sentence(program: str, *, resumed_by: str = "") -> Iterator[
     except LearnedOptError as error:
         _fail(program, str(error), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        kept = "interrupted; what was finished is kept, the same command goes on from there"
-        _fail(program, kept + resumed_by, EXIT_INTERRUPTED)
+        _fail(program, interrupted, EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(program, "no space left on the disk; what was finished is kept", EXIT_FAILURE)
@@ -62,11 +56,6 @@ def run_script(main: Callable[[Any], Any], settings: type, description: str | No
     given: Any = tyro.cli(settings, description=description)
     with failures_in_one_sentence(Path(sys.argv[0]).name):
         main(given)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt
 
 
 def _fail(program: str, sentence: str, code: int) -> NoReturn:

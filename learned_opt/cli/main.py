@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -28,6 +30,11 @@ Command = (
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
+INTERRUPTED = (
+    "interrupted; what was finished is kept, the same command goes on from there (train: with "
+    "--resume)"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -43,5 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=argv,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    with failures_in_one_sentence("learned-opt", resumed_by=" (train: with --resume)"):
+    if threading.current_thread() is threading.main_thread():
+        # What Ctrl-C does, a polite kill does too: workers end, finished work stays.
+        signal.signal(signal.SIGTERM, _interrupt)
+    with failures_in_one_sentence("learned-opt", interrupted=INTERRUPTED):
         command.main()
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt

@@ -102,10 +102,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
     changes amid the same noise; what came of one beside the other is their surplus, and the next
     rollout begins where the first of them went; until then lanes that ended stand still.
 
-    A rule that asks whether there is noise (`PolicyRule.belief`) is told that, and decides as one
-    that knows (`PolicyRule.outputs_told`): what it learns amid noise and without stay apart. The
-    critic sees what no rule can: the gap, the best gap and the task (an asymmetric critic), which
-    takes away most of the variance.
+    A rule that asks whether there is noise (`PolicyRule.belief`) is told, so that what it learns
+    amid noise and what it learns without may stay apart (`PolicyRule.outputs_told`). The critic
+    sees what no rule can: the gap, the best gap and the task (an asymmetric critic), which takes
+    away most of the variance.
 
     Attributes:
         tasks: what to train on.
@@ -193,10 +193,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
     ) -> Estimate[PPOState]:
         """The gradient of one minibatch; every `epochs` times `minibatches` calls play on."""
         policy = _steerable(rule)
-        if state is None:
-            state = self._begin(policy, progress, rng)
-        else:
-            state = replace(state, standings=list(state.standings))
+        state = self._begin(policy, progress, rng) if state is None else replace(state)
         if state.rollout is None or state.used == self.epochs * self.minibatches:
             with torch.no_grad():
                 self._play(policy, state, progress, rng)
@@ -391,7 +388,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         outside = (mean.abs() - 1).clamp_min(0).square().mean()
         loss = _PULL * outside - surrogate
         if isinstance(beliefs[0], Tensor):
-            # Whether there is noise is known here, so that need not be found out from costs alone.
+            # Whether there is noise is known here, so it need not be found out from costs.
             belief = torch.stack(beliefs)  # type: ignore[arg-type]
             truth = is_noisy.to(belief).expand_as(belief)
             loss = loss + F.binary_cross_entropy_with_logits(belief, truth, weight=weights)

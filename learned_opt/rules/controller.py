@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from learned_opt.errors import require
 from learned_opt.rules.base import register_rule
 from learned_opt.rules.policy import PolicyRule, Recurrent
 from learned_opt.trees import Tree
@@ -16,9 +17,7 @@ from learned_opt.trees import Tree
 _OUTPUT_SCALE = 0.01
 _JUDGE_UNITS = 8
 _AMID_NOISE_FACTOR = 0.05
-_SMALL, _LARGE = math.log(100), math.log(1000)
-_PRIOR = 4.0
-"""Log odds of noise that are added to the judge's where there are many parameters."""
+_SMALL, _LARGE = math.log(100) / 10, math.log(1000) / 10  # as the actuator says a size
 
 
 @final
@@ -46,12 +45,14 @@ class Controller(PolicyRule):
             many parameters ``m + 2``.
         lstm_units: units of each of the two nets.
         hidden: units of layers between them and the decisions.
+        prior: log odds of noise that a thousand parameters and more add to the judge's, a hundred
+            and fewer nothing.
         scope: ``problem`` decides once for all parameters, ``tensor`` for each tensor by itself,
             with the same net.
         seed: seed of the initial theta.
 
     Raises:
-        LearnedOptError: if a size is not positive or the scope unknown.
+        LearnedOptError: if a size is not positive, the prior not finite or the scope unknown.
 
     References:
         Nocedal and Wright 2006, chapter 4 (trust regions); Dauphin et al. 2014 (arXiv:1406.2572),
@@ -76,9 +77,11 @@ class Controller(PolicyRule):
         memory: int = 4,
         lstm_units: int = 32,
         hidden: Sequence[int] = (),
+        prior: float = 4.0,
         scope: str = "problem",
         seed: int = 0,
     ) -> None:
+        require(math.isfinite(prior), f"prior must be finite, got {prior}")
         super().__init__(
             actuator="trust_region",
             actuator_config={"memory": memory},
@@ -88,7 +91,7 @@ class Controller(PolicyRule):
             scope=scope,
             seed=seed,
         )
-        self.memory = memory
+        self.memory, self.prior = memory, prior
         features, decisions = len(self.actuator.features), self.actuator.actions.size
         self.amid_noise = Recurrent().build(
             (features, *hidden, decisions), lstm_units=lstm_units, seed=seed + 1
@@ -120,48 +123,50 @@ class Controller(PolicyRule):
         Returns:
             ``[..., A]`` numbers, and the new memories.
         """
-        decisions, amid_noise, odds, memory = self._opinions(observation, state)
-        return torch.lerp(decisions, amid_noise, odds.sigmoid()), memory
+        calm, noisy, odds, memory = self._opinions(observation, state)
+        # Cut off before they are averaged, or the one that is not meant would shift the other.
+        return torch.lerp(calm.clamp(-1, 1), noisy.clamp(-1, 1), odds.sigmoid()), memory
 
     def outputs_told(
         self, observation: Tensor, state: Tree, is_noisy: Tensor
     ) -> tuple[Tensor, Tree]:
         """Decisions by which each net learns its own trade, see `PolicyRule.outputs_told`.
 
-        Where there is noise, that net's alone. Elsewhere they are averaged as ever, since the first
-        steps will be, but only the net for no noise learns from what comes of them.
+        Where there is noise, that net's alone. Elsewhere they are averaged as ever, since in use
+        the first steps are, but only the net for no noise learns from what comes of them.
         """
-        decisions, amid_noise, odds, memory = self._opinions(observation, state)
+        calm, noisy, odds, memory = self._opinions(observation, state)
         told = is_noisy[:, None]
-        others = torch.where(told, amid_noise, amid_noise.detach())
+        # What is taught is not cut off: it is pulled back by its slope.
+        others = torch.where(told, noisy, noisy.detach().clamp(-1, 1))
         share = torch.where(told, 1.0, odds.sigmoid().detach())
-        return torch.lerp(decisions, others, share), memory
+        return torch.lerp(calm, others, share), memory
 
     def _opinions(self, observation: Tensor, state: Tree) -> tuple[Tensor, Tensor, Tensor, Tree]:
         """Decisions without and amid noise, the log odds of noise, and the new memories."""
-        decisions, memory = super().outputs(observation, state)
-        others, amid_noise = self.amid_noise.outputs(observation, state["amid_noise"])  # type: ignore[arg-type]
-        belief, judge = self.judge.outputs(observation[..., :-1], state["judge"])  # type: ignore[arg-type]
-        memory |= {"amid_noise": amid_noise, "judge": judge}
-        size = 10 * observation[..., -1:].to(belief)
-        odds = belief + _PRIOR * ((size - _SMALL) / (_LARGE - _SMALL)).clamp(0, 1)
-        return decisions, others, odds, memory
+        calm, memory = super().outputs(observation, state)
+        noisy, memory["amid_noise"] = self.amid_noise.outputs(observation, state["amid_noise"])  # type: ignore[arg-type]
+        belief, memory["judge"] = self.judge.outputs(observation[..., :-1], state["judge"])  # type: ignore[arg-type]
+        size = observation[..., -1:].to(belief)
+        share = ((size - _SMALL) / (_LARGE - _SMALL)).clamp(0, 1)
+        return calm, noisy, belief + self.prior * share, memory
 
     def belief(self, memory: Tree) -> Tensor:
         """How likely the judge takes it that there is noise, ``[...]`` logits.
 
-        Proximal policy optimization teaches it that, beside what pays; to other estimators it is a
-        gate like any other.
+        Proximal policy optimization teaches it that and nothing else; to other estimators it is a
+        gate like any other. What is added for the size is not in it.
         """
         hidden = memory["judge"]["hidden"]  # type: ignore[index,call-overload]
         belief: Tensor = self.judge.layers[-1](hidden)[..., 0]
         return belief
 
     def config(self) -> dict[str, Any]:
-        """Sizes and scope."""
+        """Sizes, prior and scope."""
         return {
             "memory": self.memory,
             "lstm_units": self.lstm_units,
             "hidden": list(self.hidden),
+            "prior": self.prior,
             "scope": self.scope,
         }

@@ -8,6 +8,7 @@ import pytest
 
 from learned_opt.cli.failures import failures_in_one_sentence, run_script
 from learned_opt.errors import LearnedOptError
+from learned_opt.meta.interrupts import Interrupted
 
 
 @pytest.mark.parametrize(
@@ -19,14 +20,15 @@ from learned_opt.errors import LearnedOptError
         (
             KeyboardInterrupt(),
             130,
-            "interrupted; what was finished is kept, the same command goes on from there (again)",
+            "interrupted; go on with --resume",
         ),
+        (Interrupted("ended after 3 steps", signal_number=15), 143, "ended after 3 steps"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(error, code, sentence, capsys):
     with (
         pytest.raises(SystemExit) as end,
-        failures_in_one_sentence("race.py", resumed_by=" (again)"),
+        failures_in_one_sentence("race.py", interrupted="interrupted; go on with --resume"),
     ):
         raise error
     assert end.value.code == code

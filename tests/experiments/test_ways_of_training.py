@@ -151,6 +151,17 @@ def test_parts_keep_their_weights_and_targets():
         script.picked(mixture, ["nothing-3"])
 
 
+@pytest.mark.parametrize("way", script.WAYS)
+def test_every_way_has_settings_that_its_estimator_takes(way, tmp_path):
+    job = script.Job(
+        way=way, rate=0.01, seed=3, seconds=1.0, folder=tmp_path, num_scores=1, small=True
+    )
+    tasks, config = script.configured(job, script.picked_for(job))
+    estimator = configured_estimator(config, tasks)
+    assert config.estimator == script.WAYS[way].estimator and config.seed == 3
+    assert getattr(estimator, "twins", False) == script.WAYS[way].plays
+
+
 def test_the_noisy_mixture_holds_what_is_called_seen():
     (noisy,) = script.picked(get_preset("controller").mixture(), ["noisy(mixture)-16"])
     names = [task.name.rsplit("(", 1)[-1].rstrip(")") for task in noisy.task.inner.tasks]

@@ -69,6 +69,40 @@ def test_lanes_are_shared_out_and_know_their_task_and_their_twin():
     assert alone.kinds(alone.start(0.0, rng())).tolist() == [0] * 12 + [1] * 12
 
 
+def test_lanes_move_as_they_would_in_their_own_arena():
+    """Decisions and paces reach the right lanes, and what came of them is put together again."""
+    noisy = NoisyGradient(get_task("random_quadratic", dim=3), noise=0.1)
+    found = arenas([get_task("monkey_saddle"), noisy, get_task("strict_saddle", dim=4)])
+    standings = found.start(0.0, rng())
+    action = torch.rand(24, found.parts[0].actuator.actions.size, generator=rng(2))
+    pace = torch.linspace(1, 50, 24)
+    with torch.no_grad():
+        after, outcome = found.step(standings, action, pace, rng(1))
+        generator = rng(1)
+        for part, lanes in enumerate((slice(0, 16), slice(16, 24))):
+            moved, alone = found.parts[part].step(
+                standings[part], action[lanes], pace[lanes], generator
+            )
+            assert_close(after[part]["point"], moved["point"])
+            assert_close(outcome.cost[lanes], alone.cost)
+            assert_close(outcome.over[lanes], alone.over)
+    seen = found.seen_by_critic(after)
+    assert_close(seen[:, -3:].argmax(1), found.kinds(after))
+    assert_close(seen[:, : found.observation(after).shape[1]], found.observation(after).float())
+
+
+def test_pools_hold_their_tasks_share_and_differ():
+    given = [get_task("strict_saddle", dim=4), get_task("monkey_saddle")]
+    noisy = [NoisyGradient(given[0], noise=0.1), NoisyGradient(given[0], noise=0.1)]
+    weights = (3.0, 1.0, 2.0, 2.0)
+    found = arenas([*given, *noisy], weights=weights, num_lanes=48, pool_size=8000)
+    assert [arena.pool.num_problems for arena in found.parts] == [4000, 2000, 2000]
+    kinds = found.parts[0].pool.constants["kind"]
+    assert (kinds == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    first, second = (arena.pool.params["x"] for arena in found.parts[1:])
+    assert not torch.equal(first, second)
+
+
 def test_twins_wait_for_fresh_episodes_until_a_rollout_begins():
     """And so do their origins: a fresh episode would end the comparison."""
     noisy = NoisyGradient(get_task("random_quadratic", dim=3), noise=0.1)

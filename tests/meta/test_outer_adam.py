@@ -32,11 +32,11 @@ CONFIG = TrainConfig(
 )
 
 
-def test_the_net_for_noise_learns_at_a_tenth_of_the_rate_wherever_it_is():
+def test_the_net_for_noise_learns_at_a_twentieth_of_the_rate_wherever_it_is():
     rule = get_rule("controller", lstm_units=4)
     for prefix, whole in (("", rule), ("rule.", Guarded(rule, "adam"))):
         for name, factor in learning_rate_factors(whole).items():
-            assert factor == (0.1 if name.startswith(f"{prefix}amid_noise.") else 1), name
+            assert factor == (0.05 if name.startswith(f"{prefix}amid_noise.") else 1), name
 
 
 def test_factors_of_modules_within_modules_multiply():
@@ -44,8 +44,8 @@ def test_factors_of_modules_within_modules_multiply():
     rule.amid_noise.layers.learning_rate_factor = 0.5
     rule.judge.learning_rate_factor = 3
     factors = learning_rate_factors(rule)
-    assert factors["amid_noise.layers.0.weight"] == pytest.approx(0.05)
-    assert factors["amid_noise.lstm.bias_hh"] == 0.1
+    assert factors["amid_noise.layers.0.weight"] == pytest.approx(0.025)
+    assert factors["amid_noise.lstm.bias_hh"] == 0.05
     assert factors["judge.layers.0.bias"] == 3 and factors["layers.0.bias"] == 1
 
 
@@ -58,7 +58,7 @@ def test_the_first_step_is_as_long_as_the_learning_rate():
     optimizer.set_learning_rate(0.5)
     optimizer.step()
     for name, parameter in rule.named_parameters():
-        step = torch.full_like(parameter, 0.05 if name.startswith("amid_noise.") else 0.5)
+        step = torch.full_like(parameter, 0.025 if name.startswith("amid_noise.") else 0.5)
         assert_close(parameter.detach() - before[name], step, rtol=1e-4, atol=1e-6)
 
 
@@ -108,5 +108,5 @@ def test_a_run_does_not_go_on_at_other_rates(tmp_path):
     meta_train(rule, tasks, config=CONFIG, out=tmp_path)
     rule = get_rule("controller", lstm_units=4)
     rule.amid_noise.learning_rate_factor = 0.01
-    with pytest.raises(LearnedOptError, match=r"learning_rate_factors: .* 0.1.* there, .* 0.01"):
+    with pytest.raises(LearnedOptError, match=r"learning_rate_factors: .* 0.05.* there, .* 0.01"):
         meta_train(rule, tasks, config=CONFIG, out=tmp_path, resume=True)

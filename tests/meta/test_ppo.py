@@ -274,6 +274,16 @@ def test_twins_try_opposite_changes_and_are_worth_opposite_amounts():
     )
 
 
+def test_a_rule_that_does_not_ask_decides_as_ever():
+    """Told of noise or not, its likelihoods are those of its own outputs."""
+    rule = get_rule("policy", actuator="trust_region", hidden=(5,), scope="problem", seed=2)
+    estimator = configured_estimator(replace(CONFIG, **TWINS), tasks())
+    state = estimator.estimate(rule, None, progress=0.0, rng=rng()).state
+    mean, _ = rule.outputs(state.rollout.observations[0], rule.init_memory([24]))
+    want = log_likelihood(state.rollout.actions[0], mean, deviations(state, TWINS))
+    assert_close(state.rollout.log_likelihoods[0], want)
+
+
 def test_exploration_keeps_the_digits_of_the_problems():
     config = replace(CONFIG, dtype="float64", exploration=(0.3, 0.1))
     rule, estimator = controller().double(), configured_estimator(config, tasks())
@@ -286,7 +296,7 @@ def test_the_next_rollout_begins_where_the_first_of_two_twins_went():
     estimator, generator, state = configured_estimator(config, tasks()), rng(), None
     for _ in range(4):
         state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
-    origins, is_noisy = estimator._origins(state), state.arenas.is_noisy
+    origins, is_noisy = state.arenas.origins, state.arenas.is_noisy
     went = [standing["point"] for standing in state.standings]
     assert not torch.equal(went[1][:4], went[1][4:])
     before = state.memory["hidden"]

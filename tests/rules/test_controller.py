@@ -8,7 +8,7 @@ from learned_opt.actuators import get_actuator
 from learned_opt.errors import LearnedOptError
 from learned_opt.rules import get_rule
 from learned_opt.rules.policy import Recurrent
-from learned_opt.tasks import Rotated, get_task
+from learned_opt.tasks import Mixture, Rotated, get_task
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
 
@@ -239,6 +239,8 @@ def test_sizes_are_checked():
         get_rule("controller", memory=0)
     with pytest.raises(LearnedOptError, match="lstm_units must not be negative, got -1"):
         get_rule("controller", lstm_units=-1)
+    with pytest.raises(LearnedOptError, match="prior must be finite, got inf"):
+        get_rule("controller", prior=float("inf"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -311,6 +313,38 @@ def test_what_is_large_is_taken_to_be_noisy_until_the_judge_knows_better():
     want = torch.tensor([-1.0, 1.0, 3.0, 3.0], dtype=torch.float64).sigmoid()
     assert_close(shares, want)
     assert_close(rule.belief(memory), torch.full((4,), -1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("net", ["calm", "noisy"])
+def test_decisions_are_cut_off_before_they_are_averaged(net):
+    """However far off a net that is not meant, it shifts a decision by no more than its share."""
+    seen, rule = observations_of(5.0, 5.0), with_a_judge_that_believes(0.0)
+    wrong = rule.amid_noise if net == "noisy" else rule
+    with torch.no_grad():
+        wrong.layers[-1].weight.zero_()
+        wrong.layers[-1].bias.fill_(50.0)
+        decisions, _ = rule.outputs(seen, rule.init_memory((2,)))
+        told, _ = rule.outputs_told(seen, rule.init_memory((2,)), torch.tensor([True, False]))
+    assert decisions.amax() <= 1 and decisions.amin() > 0
+    if net == "noisy":
+        # What is taught is left as it is: its slope pulls it back.
+        assert (told[0] == 50).all()
+        assert_close(told[1], decisions[1])
+
+
+def test_the_clocks_unit_is_the_same_alone_and_padded_in_a_mixture():
+    """What pads a problem has no magnitude, and neither has what starts at zero."""
+    actuator = get_actuator("trust_region")
+    x = torch.tensor([[3.0, -1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.0] * 4])
+    unit = actuator.init(x, learning_rate=x[:, 0])["unit"]
+    assert_close(unit, torch.tensor([2 * 2**0.5, 4.0, 0.0]))
+    pair = [get_task("strict_saddle", dim=2), get_task("strict_saddle", dim=30)]
+    both = Mixture.of(pair, [1.0, 1.0]).sample(8, seed=0, dtype=torch.float64)
+    points = both.params["x"]
+    units = actuator.init(points, learning_rate=points[:, 0])["unit"]
+    for point, unit in zip(points, units, strict=True):
+        alone = point[None, : 30 if point[2:].any() else 2]
+        assert_close(unit, actuator.init(alone, learning_rate=alone[:, 0])["unit"][0])
 
 
 def test_told_of_noise_each_net_learns_its_own_trade():
