@@ -142,7 +142,7 @@ class Straightforward:
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         scale = torch.where(size > 0, 0.1 * size, 0.02 * (g != 0).sum(1).clamp_min(1).sqrt())
-        there = (x != 0).sum(1)
+        there = (x != 0).sum(1).to(x)
         unit = x.abs().sum(1) / there.clamp_min(1).sqrt()
         unit = torch.where(there > 0, unit, 0.15 * (g != 0).sum(1).clamp_min(1).sqrt())
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)

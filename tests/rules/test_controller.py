@@ -220,7 +220,7 @@ def test_a_start_at_the_origin_is_left():
 
 def test_a_steady_radius_goes_by_the_clock_whatever_the_losses_are():
     # One large parameter does not make the steps of the others longer, as it would in the length.
-    x = {"x": torch.tensor([[3.0, -3.0, 3.0, -3.0], [12.0, 0.0, 0.0, 0.0]]).double()}
+    x = {"x": torch.tensor([[3.0, -3.0, 3.0, -3.0], [9.0, -1.0, 1.0, 1.0]]).double()}
     rule, rng = by_the_clock(), torch.Generator().manual_seed(0)
     state = rule.init(x)
     for count in range(1, 30):
