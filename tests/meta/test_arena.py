@@ -26,14 +26,6 @@ def controller(seed=0):
     return get_rule("controller", lstm_units=4, seed=seed)
 
 
-def bold(seed=0):
-    """A controller whose decisions are not all next to zero."""
-    rule = controller(seed)
-    with torch.no_grad():
-        rule.layers[-1].weight.mul_(20)
-    return rule
-
-
 def arenas(tasks, **settings):
     given = {
         "weights": (1.0,) * len(tasks),
@@ -138,9 +130,9 @@ def test_each_task_has_its_own_smallest_target():
     )
 
 
-def test_an_arena_plays_what_the_inner_loop_runs():
+def test_an_arena_plays_what_the_inner_loop_runs(bold):
     """With the rule's own decisions and the loss in sight, lanes are runs of `unroll`."""
-    task, rule = get_task("strict_saddle", dim=4), bold().double()
+    task, rule = get_task("strict_saddle", dim=4), bold.double()
     problems = task.sample(6, seed=3, dtype=torch.float64)
     arena = Arena(
         task=task,
@@ -207,8 +199,8 @@ def noisy_tasks():
 
 @pytest.mark.parametrize("task", noisy_tasks(), ids=lambda task: task.name)
 @pytest.mark.parametrize("num_lanes", [5, 6])
-def test_twins_differ_by_their_decisions_alone(num_lanes, task):
-    rule = bold().double()
+def test_twins_differ_by_their_decisions_alone(num_lanes, task, bold):
+    rule = bold.double()
     arena = Arena(
         task=task,
         pool=task.sample(50, seed=0, dtype=torch.float64),

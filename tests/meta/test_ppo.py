@@ -55,14 +55,6 @@ def controller(seed=0):
     return get_rule("controller", lstm_units=4, seed=seed)
 
 
-def bold(seed=0):
-    """A controller whose decisions are not all next to zero."""
-    rule = controller(seed)
-    with torch.no_grad():
-        rule.layers[-1].weight.mul_(20)
-    return rule
-
-
 def test_the_cost_of_an_episode_is_its_mean_time_over_the_pace():
     """A tenth at step 3, everything at step 10, and then it stays: one target of four decades."""
     gaps = torch.tensor([1.0] * 2 + [0.1] * 7 + [0.0] * 5)
@@ -291,8 +283,8 @@ def test_exploration_keeps_the_digits_of_the_problems():
     assert estimator._deviations(state).unique().item() == 0.3 * (1 / 3) ** 0.4
 
 
-def test_the_next_rollout_begins_where_the_first_of_two_twins_went():
-    rule, config = bold(), replace(CONFIG, horizon=Fixed(12), stochastic_stretch=1.0, **TWINS)
+def test_the_next_rollout_begins_where_the_first_of_two_twins_went(bold):
+    rule, config = bold, replace(CONFIG, horizon=Fixed(12), stochastic_stretch=1.0, **TWINS)
     estimator, generator, state = configured_estimator(config, tasks()), rng(), None
     for _ in range(4):
         state = estimator.estimate(rule, state, progress=0.0, rng=generator).state
