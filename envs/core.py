@@ -206,7 +206,7 @@ class OptimizationCore:
             with torch.no_grad():
                 changed = self._compiled(state, action, self._noise(state))
             return replace(state, **changed)
-        step = self._act(state, action, lambda: self._noise(state))
+        step = self._act(state, action, lambda _: self._noise(state))
         point = state.point + step.updates
         evaluated = self._evaluate(point, state.problems, state.keys, state.steps + 1)
         return replace(state, **self._follow(state, step, point, *evaluated))
@@ -241,7 +241,7 @@ class OptimizationCore:
 
     def _whole(self, state: State, action: Tensor, noise: Tensor) -> dict[str, Any]:
         """A step without anything that cannot be compiled."""
-        step = self._act(state, action, lambda: noise)
+        step = self._act(state, action, lambda _: noise)
         point = state.point + step.updates
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:

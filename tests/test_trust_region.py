@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from learned_opt import subspace
 from learned_opt.actuators import get_actuator
 from learned_opt.actuators.base import Step, clip_to
+from learned_opt.actuators.trust_region import _shake
 from learned_opt.features import dot, safe_ratio
 from learned_opt.subspace import trust_region_step
 from learned_opt.tasks import Rotated, get_task
@@ -243,7 +244,7 @@ class Straightforward:
         move = torch.lerp(move, plain, whole[:, None])
         promise = -dot(grads, plain).detach().clamp_min(0)
         predicted = torch.lerp(trusted.decrease, promise, whole.detach())
-        move = move + (shake * radius * grads.shape[1] ** -0.5)[:, None] * noise()
+        move = move + (shake * radius * grads.shape[1] ** -0.5)[:, None] * noise(grads.shape[1])
         move = torch.lerp(move, -_BACK * last, goes_back[:, None])
         move = torch.where(torch.isfinite(move), move, torch.zeros_like(move))
         known = move.detach()
@@ -414,8 +415,8 @@ def test_it_agrees_with_the_straightforward_way_along_trajectories(
         drawn = torch.randn(x.shape, generator=rng, dtype=dtype)
         features, left = fast.observe(g, loss, x, left)
         expected, right = slow.observe(g, loss, x, right)
-        step = fast.act(action, g, x, left, lambda z=drawn: z)
-        wanted = slow.act(action, g, x, right, lambda z=drawn: z)
+        step = fast.act(action, g, x, left, lambda n, z=drawn: z[:, :n])
+        wanted = slow.act(action, g, x, right, lambda n, z=drawn: z[:, :n])
         seen.append((features - expected).abs())
         error = (step.updates - wanted.updates).norm(dim=1)
         moved.append(error / wanted.updates.norm(dim=1))
@@ -446,10 +447,10 @@ def test_long_vectors_in_pieces_agree_with_all_at_once(curvature):
         action = decisions(1, rng, torch.float32)
         drawn = torch.randn(1, size, generator=rng)
         whole, states[0] = actuator.observe(g, torch.full((1,), torch.nan), x, states[0])
-        step = actuator.act(action, g, x, states[0], lambda z=drawn: z)
+        step = actuator.act(action, g, x, states[0], lambda n, z=drawn: z[:, :n])
         with torch.no_grad(), space.use():
             pieces, states[1] = actuator.observe(g, torch.full((1,), torch.nan), x, states[1])
-            other = actuator.act(action, g, x, states[1], lambda z=drawn: z)
+            other = actuator.act(action, g, x, states[1], lambda n, z=drawn: z[:, :n])
         if curvature:
             assert_close(pieces, whole, rtol=1e-3, atol=1e-3)
             assert_close(
@@ -458,6 +459,37 @@ def test_long_vectors_in_pieces_agree_with_all_at_once(curvature):
         assert torch.isfinite(other.updates).all()
         states = [step.state, adopt(other.state, step.state, step.updates)]
         x = x + step.updates
+
+
+def test_noise_of_long_vectors_falls_on_a_run_by_chance():
+    """As strong on all coordinates in the mean, as long as it would be, and noted as it is."""
+    size, num_draws = 3 * PIECE + 1000, 400
+    rng = torch.Generator().manual_seed(0)
+    move, last = torch.randn(2, 1, size, generator=rng).unbind()
+    by, touched, squares = torch.tensor([2.0]), torch.zeros(4), []
+    for _ in range(num_draws):
+        shaken = move.clone()
+        length, along = _shake(
+            shaken,
+            last,
+            by,
+            move.norm(dim=1),
+            (move * last).sum(1),
+            lambda n: torch.randn(1, n, generator=rng),
+        )
+        assert_close(length, shaken.norm(dim=1), rtol=1e-5, atol=0.0)
+        assert_close(along, (shaken * last).sum(1), rtol=1e-3, atol=1e-2)
+        change = (shaken - move)[0]
+        pieces = torch.stack([piece.square().mean() for piece in change.split(PIECE)])
+        assert (pieces > 0).sum() == 1
+        touched += pieces > 0
+        squares.append(pieces)
+    # Four pieces, each a quarter of the draws.
+    assert ((touched / num_draws - 0.25).abs() < 4 * (0.25 * 0.75 / num_draws) ** 0.5).all()
+    expected = by.item() ** 2 / size
+    assert_close(
+        torch.stack(squares).sum(0) / touched, torch.full((4,), 4 * expected), rtol=0.02, atol=0
+    )
 
 
 def test_very_long_vectors_are_seen_by_a_sample(monkeypatch):
@@ -483,7 +515,7 @@ def test_very_long_vectors_are_seen_by_a_sample(monkeypatch):
             seen[room], states[room] = actuator.observe(
                 g, torch.full((1,), torch.nan), x, states[room]
             )
-            steps[room] = actuator.act(action, g, x, states[room], lambda z=drawn: z)
+            steps[room] = actuator.act(action, g, x, states[room], lambda n, z=drawn: z[:, :n])
             states[room] = steps[room].state
         moved, wanted = steps[sample].updates, steps[size].updates
         looks.append((seen[sample] - seen[size]).abs())
@@ -508,7 +540,7 @@ def test_a_radius_that_has_shrunk_to_nothing_keeps_its_slope_finite():
     decision = torch.zeros(1, 12, requires_grad=True)
     for uphill in torch.arange(150.0):
         _, state = actuator.observe(g, uphill[None], x, state)
-        step = actuator.act(decision, g, x, state, lambda: torch.zeros_like(x))
+        step = actuator.act(decision, g, x, state, lambda _: torch.zeros_like(x))
         state = step.state
     (slope,) = torch.autograd.grad(step.updates.sum(), decision)
     assert torch.isfinite(step.updates).all() and torch.isfinite(slope).all()
@@ -525,7 +557,7 @@ def test_the_clock_goes_on_where_a_rule_takes_over():
     def radius(state, num_steps):
         for _ in range(num_steps):
             _, inner = actuator.observe(point, torch.full((1,), torch.nan), point, state)
-            state = actuator.act(action, point, point, inner, lambda: noise).state
+            state = actuator.act(action, point, point, inner, lambda _: noise).state
         return state["radius"]
 
     rate = torch.ones(1)

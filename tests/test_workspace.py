@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from learned_opt import LearnedOptimizer
-from learned_opt.rules import get_rule
+from learned_opt.rules import Guarded, get_rule
 from learned_opt.trees import flatten, leaves, unflatten
 from learned_opt.workspace import PIECE, Workspace, empty_like, workspace
 
@@ -85,3 +85,49 @@ def test_what_was_split_is_joined_without_a_copy():
             flatten(shuffled), torch.cat((flat[:, 12:17], flat[:, :12], flat[:, 17:]), 1)
         )
         assert torch.equal(flatten(tensors), flat)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        get_rule("adam", learning_rate=0.1),
+        Guarded(get_rule("sgd", learning_rate=3.0), "adam", window=4),
+    ],
+)
+def test_long_vectors_move_in_pieces_as_they_would_at_once(rule):
+    """Adam, and a guard that undoes windows of gradient descent and lets Adam act."""
+    points = {f"{k}": p.detach()[None] for k, p in enumerate(problem())}
+    bends = torch.linspace(0.1, 1, flatten(points).shape[1])
+    state, space = rule.init(points), Workspace()
+    other, has_returned = state, False
+    for t in range(14):
+        grads = unflatten(flatten(points) * bends, points)
+        updates, state = rule(grads, state, points)
+        with torch.no_grad(), space.use():
+            moved, other = rule(grads, other, points)
+        space.settle(leaves(other).values())
+        assert_close(flatten(moved), flatten(updates), rtol=1e-4, atol=1e-6)
+        assert leaves(state).keys() == leaves(other).keys()
+        has_returned |= rule.name == "guarded" and bool(rule.returns(state))
+        # The anchor must be met exactly, rounding included, for either to have come back.
+        points = {name: p + updates[name] for name, p in points.items()}
+        if rule.name == "guarded" and t % 2:
+            assert torch.equal(state["book"]["is_rule"], other["book"]["is_rule"])
+    for name, leaf in leaves(other).items():
+        if leaf.is_floating_point():
+            assert_close(leaf, leaves(state)[name], rtol=1e-4, atol=1e-5)
+    assert has_returned == (rule.name == "guarded")
+
+
+@pytest.mark.parametrize("size", [100, PIECE + 100])
+@pytest.mark.parametrize("bad", [1e25, torch.inf, torch.nan])
+def test_a_gradient_is_refused_only_where_it_is_not_finite(size, bad):
+    """Its square may be infinite: clipped, it is as good as any."""
+    rule = Guarded("lion", "lion")
+    points = {"x": torch.ones(1, size)}
+    state = rule.init(points)
+    slopes = torch.ones(1, size)
+    slopes[0, -1] = bad
+    with torch.no_grad(), Workspace().use():
+        _, state = rule({"x": slopes}, state, points, loss=torch.ones(1))
+    assert bool(state["book"]["is_rule"]) == (bad == 1e25)

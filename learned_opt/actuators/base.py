@@ -15,8 +15,9 @@ from learned_opt.errors import LearnedOptError, unknown_name
 from learned_opt.features import Feature, schema_hash
 from learned_opt.trees import Tree
 
-Noise: TypeAlias = Callable[[], Tensor]
-"""Draws standard normal numbers ``[N, P]``, once a step at most."""
+Noise: TypeAlias = Callable[[int], Tensor]
+"""Draws standard normal numbers ``[N, n]``, once a step at most: ``n`` is the number of parameters,
+or fewer of very many."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class HyperControl(Actuator):
                 _NORM_DECAY * s["mean_norm"] + (1 - _NORM_DECAY) * norm,
             )
             size = step_size * mean_norm * (5 * level - 5).exp() * grads.shape[1] ** -0.5
-            update = torch.addcmul(update, noise(), size[:, None])
+            update = torch.addcmul(update, noise(grads.shape[1]), size[:, None])
             new = {"noise": level, "mean_norm": mean_norm}
         return Step(
             updates=update,

@@ -222,7 +222,7 @@ class SaddleEscape(Actuator):
         direction = torch.where(
             (action == KICK_CURVATURE)[:, None],
             s["escape"] * downhill[:, None],
-            noise() * grads.shape[1] ** -0.5,
+            noise(grads.shape[1]) * grads.shape[1] ** -0.5,
         )
         update = torch.where(
             is_return[:, None], s["best_params"] - params, stride + size[:, None] * direction

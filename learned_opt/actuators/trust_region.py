@@ -31,7 +31,7 @@ from learned_opt.subspace import (
     trust_region_step,
 )
 from learned_opt.trees import Tree, batched_product
-from learned_opt.workspace import in_pieces, is_long, workspace
+from learned_opt.workspace import PIECE, in_pieces, is_long, workspace
 
 _FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
@@ -394,10 +394,14 @@ class TrustRegion(Actuator):
         by += [*(on_steps[:, :-1] * stays[:, None]).unbind(1), on_last]
         vectors = [grads.detach(), seen["adaptive"], *steps]
         # In a workspace there are no transforms, so values may be looked at.
-        if workspace() is None or bool(shake.any()):
-            by.append(shake * radius * grads.shape[1] ** -0.5 * stays)
-            vectors.append(noise())
+        is_shaken = workspace() is None or bool(shake.any())
+        shaken = shake * radius * stays
+        if is_shaken and not is_long(grads):
+            by.append(shaken * grads.shape[1] ** -0.5)
+            vectors.append(noise(grads.shape[1]))
         move, length, along = _combined(vectors, by, last=len(steps) + 1)
+        if is_shaken and is_long(grads):
+            length, along = _shake(move, steps[-1], shaken, length, along, noise)
         is_inside = trusted.is_inside.to(grads.dtype)
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
@@ -669,6 +673,28 @@ def _combined(
         square = torch.linalg.vector_norm(move, dim=1).square()
         along = dot(move, vectors[last])
     return move, square.sqrt(), along
+
+
+def _shake(
+    move: Tensor, last: Tensor, by: Tensor, length: Tensor, along: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Add noise of the length `by` to a long vector in place, on a run of coordinates by chance.
+
+    Every coordinate is as likely and the covariance as isotropic as if there were some on all of
+    them, which takes longer to draw than the whole step.
+
+    Returns:
+        The new length, and the new product with the vector `last`.
+    """
+    count = -(-move.shape[1] // PIECE)
+    drawn = noise(PIECE + 1)
+    # A normal number's place among all is uniform.
+    start = PIECE * min(int(count * torch.special.ndtr(drawn[0, -1].double())), count - 1)
+    run, last = move[:, start : start + PIECE], last[:, start : start + PIECE]
+    values = drawn[:, : run.shape[1]] * (by * (count / move.shape[1]) ** 0.5)[:, None]
+    square = length.square() + dot(values, 2 * run + values)
+    run += values
+    return square.clamp_min(0).sqrt(), along + dot(values, last)
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -154,8 +154,8 @@ class Arena:
 
         used = self.task.used(s.problems)
 
-        def noise() -> Tensor:
-            drawn = torch.randn(point.shape, generator=rng, dtype=point.dtype)
+        def noise(size: int) -> Tensor:
+            drawn = torch.randn((len(point), size), generator=rng, dtype=point.dtype)
             if self.has_twins:
                 drawn = drawn[self.origins]
             if used is None:

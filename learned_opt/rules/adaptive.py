@@ -5,6 +5,7 @@ Every `forward` follows the contract of `Rule.forward`; its docstring here only 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import final
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from learned_opt.errors import require
 from learned_opt.rules.base import HandMade, register_rule
 from learned_opt.rules.norms import root
-from learned_opt.trees import Params, Tree, num_problems, per_problem
+from learned_opt.trees import Params, Tree, flatten, num_problems, per_problem, unflatten
+from learned_opt.workspace import in_pieces, is_long, workspace
 
 
 @final
@@ -342,12 +344,41 @@ def adam_step(
     Returns:
         ``(updates, state)``, as of `Rule.forward`.
     """
-    first = _first_moment(beta1, grads, state["first_moment"])  # type: ignore[arg-type]
-    second = _second_moment(beta2, grads, state["second_moment"])  # type: ignore[arg-type]
     step: Tensor = state["step"] + 1  # type: ignore[operator,assignment]
     # lr (m / c1) / (sqrt(v / c2) + eps) with both corrections moved to the [N] scalars, in float64.
     correction1 = 1 - beta1**step
     correction2 = (1 - beta2**step).sqrt()
-    scale = learning_rate * correction2 / correction1
-    updates = {k: _step(m, second[k], scale=scale, eps=eps * correction2) for k, m in first.items()}
+    scale, eps = learning_rate * correction2 / correction1, eps * correction2
+    old_first: Params = state["first_moment"]  # type: ignore[assignment]
+    old_second: Params = state["second_moment"]  # type: ignore[assignment]
+    if workspace() is not None and is_long(flat := flatten(grads)):
+        vectors = flat, flatten(old_first), flatten(old_second)
+        work = partial(_adam_piece, beta1=beta1, beta2=beta2, scale=scale, eps=eps)
+        _, results = in_pieces(work, *vectors, out=3)
+        updates, first, second = (unflatten(result, grads) for result in results)
+    else:
+        first = _first_moment(beta1, grads, old_first)
+        second = _second_moment(beta2, grads, old_second)
+        updates = {k: _step(m, second[k], scale=scale, eps=eps) for k, m in first.items()}
     return updates, {"first_moment": first, "second_moment": second, "step": step}  # type: ignore[dict-item]
+
+
+def _adam_piece(
+    g: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    beta1: Tensor,
+    beta2: Tensor,
+    scale: Tensor,
+    eps: Tensor,
+    out: tuple[Tensor | None, ...],
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Adam's update and moments of a piece, without temporaries."""
+    update, first_out, second_out = out
+    first = torch.lerp(first, g, per_problem(1 - beta1, g), out=first_out)
+    square = torch.square(g, out=update)
+    second = torch.lerp(second, square, per_problem(1 - beta2, g), out=second_out)
+    denominator = torch.sqrt(second, out=update).add_(per_problem(eps, g))
+    update = torch.div(first, denominator, out=update).mul_(-per_problem(scale, g))
+    return [], (update, first, second)

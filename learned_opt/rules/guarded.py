@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
@@ -15,7 +15,7 @@ from learned_opt.features import dot, safe_ratio
 from learned_opt.rules.base import Rule, build_rule, describe_rule, register_rule
 from learned_opt.rules.supervision import Book, Sight, Terms, advance, open_book, supervise, undo
 from learned_opt.trees import Params, Tree, choose, flatten, num_problems, per_row, unflatten
-from learned_opt.workspace import empty_like, is_long
+from learned_opt.workspace import in_pieces, is_long
 
 _LOG = logging.getLogger(__name__)
 
@@ -207,20 +207,30 @@ class Guarded(Rule):
         slopes, point = flatten(grads).detach(), flatten(params).detach()
         terms = self._terms(point)
         with torch.no_grad():
-            sight, book = self._see(slopes, point, loss, old)
+            sight, size, book = self._see(slopes, point, loss, old)
             book, ruling = supervise(book, sight, terms)
         anchor, memory = old["anchor"], old["rule"]
         if bool(ruling.anchors.any()):
             here: Tree = {"point": point, "fallback": old["fallback"], "loss": sight.loss}
-            anchor = choose(ruling.anchors, here, anchor)
+            anchor = here if bool(ruling.anchors.all()) else choose(ruling.anchors, here, anchor)
         if bool(ruling.starts.any()):
             memory = choose(ruling.starts, self.rule.restart(params, book["steps"]), memory)
-        steps, fallback = self._fall_back(grads, old["fallback"], params, sight.is_healthy, loss)
+        steps, fallback = self.fallback(grads, old["fallback"], params, loss=loss)
+        length, slope = _length_and_slope(flatten(steps).detach(), slopes)
+        is_usable = sight.is_healthy & _is_safe(size, length, point.dtype)
+        if not bool(is_usable.all()):
+            # The fallback neither moves nor changes where its step would not be finite.
+            steps = {k: u.masked_fill(~per_row(is_usable, u), 0.0) for k, u in steps.items()}
+            fallback = choose(is_usable, fallback, old["fallback"])
+            length, slope = (n.masked_fill(~is_usable, 0) for n in (length, slope))
+        promise = -slope
         updates, fails, is_rule = steps, ruling.fails, book["is_rule"]
         if bool((is_rule & ~fails).any()):
             moves, new = self.rule(grads, memory, params, loss=loss, rng=rng)
-            fails = fails | (is_rule & ~_is_safe(moves, point))
+            far, along = _length_and_slope(flatten(moves).detach(), slopes)
+            fails = fails | (is_rule & ~_is_safe(size, far, point.dtype))
             acts = is_rule & ~fails
+            length, slope = torch.where(acts, far, length), torch.where(acts, along, slope)
             if bool(acts.all()):
                 updates, memory = moves, new
             else:
@@ -228,13 +238,7 @@ class Guarded(Rule):
                 memory = choose(acts, new, memory)
         if bool(ruling.wins.any()):
             self._report(ruling.wins, book, "back to", self.rule)
-        flat = flatten(updates).detach()
-        step = {
-            "from": point,
-            "length": _length(flat),
-            "slope": dot(slopes, flat).double(),
-            "promise": -dot(slopes, flatten(steps).detach()).double(),
-        }
+        step = {"from": point, "length": length, "slope": slope, "promise": promise}
         goes_back = fails | sight.is_away
         book = advance(book)
         if bool(goes_back.any()):
@@ -278,21 +282,19 @@ class Guarded(Rule):
 
     def _see(
         self, slopes: Tensor, point: Tensor, loss: Tensor | None, old: dict[str, Any]
-    ) -> tuple[Sight, Book]:
-        """What is seen at this point, and the book, in which runs that are back have arrived."""
+    ) -> tuple[Sight, Tensor, Book]:
+        """What is seen at this point, its length, and the book, with runs that are back."""
         step, book = old["step"], old["book"]
-        out = empty_like(point) if is_long(point) else None
-        moved = torch.sub(point, step["from"], out=out)
-        length = _length(moved)
+        size, length, along, is_finite = _survey(slopes, point, step["from"])
         # What the caller makes of an update (a learning rate) is read off the distance moved.
         stood = step["length"] == 0
         scale = safe_ratio(length, step["length"]).masked_fill(stood, 1)
         if loss is None:
             # The trapezoid rule along the step, which is exact where the loss is quadratic.
-            value = book["last"] + (scale * step["slope"] + dot(slopes, moved).double()) / 2
+            value = book["last"] + (scale * step["slope"] + along) / 2
         else:
             value = loss.detach().double()
-        is_healthy = value.isfinite() & _largest(slopes).isfinite()
+        is_healthy = value.isfinite() & is_finite
         is_away = book["away"] > 0
         if bool(is_away.any()):
             is_there = (point == old["anchor"]["point"]).all(dim=1)
@@ -307,41 +309,59 @@ class Guarded(Rule):
             is_fresh=is_fresh & is_healthy & ~is_away,
         )
         knew = torch.where(is_away | ~is_healthy, book["knew_loss"], loss is not None)
-        return sight, {**book, "knew_loss": knew}
-
-    def _fall_back(
-        self,
-        grads: Params,
-        state: Tree,
-        params: Params,
-        is_healthy: Tensor,
-        loss: Tensor | None,
-    ) -> tuple[Params, Tree]:
-        """The fallback's step and state; neither changes where the step would not be finite."""
-        steps, new = self.fallback(grads, state, params, loss=loss)
-        is_usable = is_healthy & _is_safe(steps, flatten(params))
-        if bool(is_usable.all()):
-            return steps, new
-        steps = {k: u.masked_fill(~per_row(is_usable, u), 0.0) for k, u in steps.items()}
-        return steps, choose(is_usable, new, state)
+        return sight, size, {**book, "knew_loss": knew}
 
 
-def _is_safe(updates: Params, point: Tensor) -> Tensor:
-    """``[N]`` whether the next points are finite, and their squares."""
-    limit = math.sqrt(torch.finfo(point.dtype).max)
+def _survey(slopes: Tensor, point: Tensor, origin: Tensor) -> tuple[Tensor, ...]:
+    """What there is to know of a point and of the way there from the last one.
+
+    Returns:
+        ``[N]`` each: lengths of the point and of the way, the gradient along the way, and whether
+        all of the gradient is finite.
+    """
+    square, product = _sums(point)
+
+    def work(
+        g: Tensor, x: Tensor, origin: Tensor, *, out: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        moved = torch.sub(x, origin, out=None if out[0] is None else out[0][:, 0])
+        return [square(x), square(moved), product(g, moved), square(g)], ()
+
+    (size, length, along, steepness), _ = in_pieces(work, slopes, point, origin, out=0, stacks=(1,))
+    is_finite = steepness.isfinite()
+    if not bool(is_finite.all()):
+        # Squares may be infinite where nothing else is.
+        is_finite = slopes.isfinite().all(dim=1)
+    return size.double().sqrt(), length.double().sqrt(), along.double(), is_finite
+
+
+def _length_and_slope(step: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """``[N]`` each: the length of a step, and the gradient along it."""
+    square, product = _sums(step)
+
+    def work(
+        step: Tensor, g: Tensor, *, out: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        del out
+        return [square(step), product(step, g)], ()
+
+    (length, slope), _ = in_pieces(work, step, slopes, out=0)
+    return length.double().sqrt(), slope.double()
+
+
+def _sums(like: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """Squared lengths and inner products: in float64, of pieces without a copy in that type."""
+    if is_long(like):
+        return lambda a: torch.dot(a[0], a[0])[None], lambda a, b: torch.dot(a[0], b[0])[None]
+
+    def square(a: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(a, dim=1, dtype=torch.float64)
+        return length.square()
+
+    return square, dot
+
+
+def _is_safe(size: Tensor, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[N]`` whether the point that a step leads to is finite, and its square."""
     # NaN compares as false.
-    return _largest(point) + _largest(flatten(updates).detach()) < limit
-
-
-def _largest(vectors: Tensor) -> Tensor:
-    """``[N]`` the largest size of a coordinate, NaN if one is, without a temporary."""
-    # Ten times as fast as the norm of order infinity.
-    return torch.maximum(vectors.amax(1), -vectors.amin(1))
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """``[N]`` Euclidean lengths in float64, of long vectors without a copy in that type."""
-    if is_long(vectors):
-        return dot(vectors, vectors).double().sqrt()
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
-    return length
+    return size + length < math.sqrt(torch.finfo(dtype).max)

@@ -15,7 +15,6 @@ from learned_opt.actuators import get_actuator
 from learned_opt.errors import require
 from learned_opt.rules.base import Rule, register_rule
 from learned_opt.trees import Params, Tree, flatten, num_problems, unflatten
-from learned_opt.workspace import PIECE, empty_like, is_long
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 HEADS = ("clip", "squash", "argmax")
@@ -231,13 +230,9 @@ class PolicyRule(Recurrent, Rule):
             seen, inner = self.actuator.observe(slope, loss, point, old["actuator"])  # type: ignore[arg-type]
             decision, memory = self.decide(seen, old, mask=self.actuator.mask(inner))
 
-            def noise(like: Tensor = point) -> Tensor:
-                if is_long(like):
-                    drawn = empty_like(like)
-                    for piece in drawn.split(PIECE, dim=1):
-                        piece.normal_(generator=rng)
-                    return drawn
-                return torch.randn(like.shape, generator=rng, dtype=like.dtype).to(like.device)
+            def noise(size: int, like: Tensor = point) -> Tensor:
+                drawn = torch.randn(len(like), size, generator=rng, dtype=like.dtype)
+                return drawn.to(like.device)
 
             step = self.actuator.act(decision, slope, point, inner, noise)
             updates[name] = step.updates
