@@ -268,4 +268,4 @@ def plot(numbers: dict[str, Any], settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings, __doc__, resumes=True)

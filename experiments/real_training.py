@@ -565,4 +565,4 @@ def plot(runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int], path: 
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings, __doc__, resumes=True)

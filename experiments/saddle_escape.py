@@ -478,4 +478,4 @@ def squeezed(values: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings, __doc__, resumes=True)

@@ -371,4 +371,4 @@ def write(
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings, __doc__, resumes=True)

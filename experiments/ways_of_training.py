@@ -533,4 +533,4 @@ def draw(of: dict[str, list[Measured]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Settings, __doc__)
+    run_script(main, Settings, __doc__, resumes=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from learned_opt.actuators.base import (
     clip_to,
     register_actuator,
 )
+from learned_opt.actuators.survey import FAST, SLOW, averages, count_active, outside, survey, times
 from learned_opt.errors import require
 from learned_opt.features import Feature, dot, safe_ratio, safe_sqrt
 from learned_opt.subspace import (
-    CurvatureModel,
-    Products,
     TrustedStep,
     add_step,
     curvature_model,
@@ -30,10 +29,9 @@ from learned_opt.subspace import (
     sampled,
     trust_region_step,
 )
-from learned_opt.trees import Tree, batched_product
+from learned_opt.trees import Tree
 from learned_opt.workspace import PIECE, in_pieces, is_long, workspace
 
-_FAST, _SLOW = 0.9, 0.99
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
 _FIRST = 0.1
@@ -43,10 +41,6 @@ _TIMED = 0.4
 learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
 length of the parameters it differs more, since an embedding may be most of that."""
 _PATIENCE = math.log(0.1)
-_ROUNDING = 100.0
-"""In units of the type's precision; less of a vector outside of a span is not a direction."""
-_MUCH = 0.05
-"""Share of a squared length that is told by subtraction."""
 
 
 @final
@@ -194,7 +188,7 @@ class TrustRegion(Actuator):
             "inside_lately": scalar,
             "steps": scalar,
             "earlier": scalar,
-            "forgets": torch.full_like(scalar, 1 - _FAST),
+            "forgets": torch.full_like(scalar, 1 - FAST),
             "remembers": scalar,
         }
 
@@ -218,15 +212,15 @@ class TrustRegion(Actuator):
         is_first = s["steps"] == 0
         count = s["steps"] + 1
         norm, old_norm = torch.linalg.vector_norm(g, dim=1), s["norm"]
-        mean_square = torch.lerp(s["mean_square"], norm.square() / slope.shape[1], 1 - _SLOW)
-        active = _active(g, slope.shape[1])
-        momentum, square, adaptive = _averages(slope, state, mean_square, active)
+        mean_square = torch.lerp(s["mean_square"], norm.square() / slope.shape[1], 1 - SLOW)
+        active = count_active(g, slope.shape[1])
+        momentum, square, adaptive = averages(slope, state, mean_square, active)
         direction = sampled(adaptive)
-        seen, change = _survey(g, x, sampled(momentum), direction, state, active)
+        seen, change = survey(g, x, sampled(momentum), direction, state, active)
         remembers = torch.lerp(s["remembers"], torch.ones_like(norm), s["forgets"])
         memory = remember(state["memory"], change, seen.entries)  # type: ignore[arg-type]
         model = curvature_model(memory)
-        rest = _outside(g, direction, memory, model, seen)
+        rest = outside(g, direction, memory, model, seen)
         stride, size = seen.entries.steps_step[:, -1].sqrt(), seen.size
         largest = model.curvatures.abs().amax(1)
         largest = torch.where(largest > 0, largest, s["curvature"])
@@ -242,8 +236,8 @@ class TrustRegion(Actuator):
         height = torch.where(is_known, height, 0.0)
         ratio = safe_ratio(decrease, s["predicted"]).clamp(-2, 2)
         surprise = torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2).masked_fill(is_first, 0)
-        fall = torch.lerp(s["fall"], decrease, 1 - _FAST)
-        swing = torch.lerp(s["swing"], decrease.abs(), 1 - _FAST)
+        fall = torch.lerp(s["fall"], decrease, 1 - FAST)
+        swing = torch.lerp(s["swing"], decrease.abs(), 1 - FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
@@ -252,7 +246,7 @@ class TrustRegion(Actuator):
         scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
-        fading = 1 - _SLOW**count
+        fading = 1 - SLOW**count
         # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
         growth, since_start, over_least, wide, widened, strode, steep, spread, kept = _log_ratio(
             torch.stack((
@@ -408,7 +402,7 @@ class TrustRegion(Actuator):
             "memory": add_step(memory, move),
             "radius": radius,
             "predicted": predicted,
-            "forgets": (1 - _FAST) * (_PATIENCE * a[11].detach().clamp_min(0)).exp(),
+            "forgets": (1 - FAST) * (_PATIENCE * a[11].detach().clamp_min(0)).exp(),
             "turned": safe_ratio(along, length * lengths[:, -1]),
             "is_inside": is_inside,
             "inside_lately": torch.lerp(s["inside_lately"], is_inside, 0.2),
@@ -438,169 +432,6 @@ def _nominal_radius(
         torch.where(is_first, first, s["first_radius"]),
         (~is_first & (ratio < 0)).to(old),
     )
-
-
-class _Seen(NamedTuple):
-    """Products of the vectors at a point, each ``[N]`` but the first two.
-
-    Attributes:
-        entries: for the memory.
-        table: ``[N, m + 2, 2]`` of steps, gradient and Adam's direction with the last two.
-        along_last: gradient and last step.
-        old_along_last: last gradient and last step.
-        turn: gradient and last gradient.
-        along_adaptive: gradient and Adam's direction.
-        adaptive: length of that direction.
-        size: length of the parameters.
-        momentum: length of the mean of the gradients.
-        active: how many parameters have a gradient.
-    """
-
-    entries: Products
-    table: Tensor
-    along_last: Tensor
-    old_along_last: Tensor
-    turn: Tensor
-    along_adaptive: Tensor
-    adaptive: Tensor
-    size: Tensor
-    momentum: Tensor
-    active: Tensor
-
-
-def _averages(g: Tensor, state: Tree, mean_square: Tensor, active: Tensor) -> tuple[Tensor, ...]:
-    """New means of the gradient and of its square, and Adam's direction, up to its length."""
-    s: dict[str, Tensor] = state  # type: ignore[assignment]
-    # Relative to the coordinates that have a gradient: others must not count as small ones.
-    floor = 1e-2 * (mean_square * g.shape[1] / active).sqrt()
-    floor = floor.clamp_min(torch.finfo(g.dtype).tiny)[:, None]
-    forgets = s["forgets"][:, None]
-
-    def work(
-        g: Tensor, momentum: Tensor, square: Tensor, *, out: tuple[Tensor | None, ...]
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        momentum = torch.lerp(momentum, g, forgets, out=out[0])
-        square = torch.lerp(square, torch.square(g, out=out[2]), 1 - _SLOW, out=out[1])
-        root = torch.add(torch.sqrt(square, out=out[2]), floor, out=out[2])
-        return [], (momentum, square, torch.div(momentum, root, out=out[2]))
-
-    return in_pieces(work, g, s["momentum"], s["square"], out=3)[1]
-
-
-def _active(g: Tensor, length: int) -> Tensor:
-    """How many of `length` coordinates have a gradient, at least 1; `g` as `sampled`."""
-    # Counting all of one long vector takes a tenth of the time of counting along an axis.
-    count = torch.count_nonzero(g)[None] if is_long(g) else (g != 0).sum(1)
-    return (count * (length / g.shape[1])).clamp_min(1).to(g)
-
-
-def _survey(
-    g: Tensor, x: Tensor, momentum: Tensor, adaptive: Tensor, state: Tree, active: Tensor
-) -> tuple[_Seen, Tensor]:
-    """Products, and the change of the gradient; all vectors as `sampled`."""
-    s: dict[str, Tensor] = state  # type: ignore[assignment]
-    memory = state["memory"]
-    assert isinstance(memory, dict)
-    steps = [sampled(step) for step in rows(memory, "steps")]
-    changes = rows(memory, "changes")[1:]
-    m = len(steps)
-
-    def work(
-        g: Tensor,
-        old: Tensor,
-        x: Tensor,
-        momentum: Tensor,
-        adaptive: Tensor,
-        *remembered: Tensor,
-        out: tuple[Tensor | None, ...],
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        change = torch.sub(g, old, out=out[0])
-        stack = torch.stack((*remembered[:m], g, adaptive, change, old), dim=1, out=out[1])
-        table = stack @ stack[:, m - 1 : -1].mT
-        sums = [
-            table,
-            torch.linalg.vector_norm(x, dim=1).square(),
-            torch.linalg.vector_norm(momentum, dim=1).square(),
-        ]
-        if m > 1:
-            others = torch.stack(remembered[m:], dim=1, out=out[2])
-            sums.append(_times(others, remembered[m - 1]))
-        return sums, (change,)
-
-    (table, size, mean, *mixed), (change,) = in_pieces(
-        work,
-        *(g, s["grads"], x, momentum, adaptive, *steps, *changes),
-        out=1,
-        stacks=(m + 4, m - 1)[: 1 + (m > 1)],
-    )
-    # Columns: last step, gradient, Adam's direction, change.
-    last, slope, direction, changed = table.unbind(2)
-    entries = Products(last[:, :m], changed[:, :m], mixed[0] if mixed else last[:, :0])
-    seen = _Seen(
-        entries=entries,
-        table=table[:, : m + 2, 1:3],
-        along_last=last[:, m],
-        old_along_last=last[:, -1],
-        turn=slope[:, -1],
-        along_adaptive=slope[:, m + 1],
-        adaptive=direction[:, m + 1].sqrt(),
-        size=size.sqrt(),
-        momentum=mean.sqrt(),
-        active=active,
-    )
-    return seen, change
-
-
-class _Rest(NamedTuple):
-    """What lies outside of the span: the rests of the gradient and of Adam's direction.
-
-    Attributes:
-        slopes: ``[N, m]`` of the gradient along the known directions.
-        inside: ``[N, 2, m]`` what lies in the span of either, as weights of the steps.
-        products: ``[N, 2, 3]`` of the rests with both rests and with the gradient.
-        norm: ``[N]`` length of the gradient's rest.
-    """
-
-    slopes: Tensor
-    inside: Tensor
-    products: Tensor
-    norm: Tensor
-
-
-def _outside(
-    g: Tensor, adaptive: Tensor, memory: Tree, model: CurvatureModel, seen: _Seen
-) -> _Rest:
-    """Take what is known off the gradient and off Adam's direction."""
-    m = len(rows(memory, "steps"))
-    along = (model.frame @ seen.table[:, :m]).mT
-    inside = along @ model.frame
-    if is_long(g):
-        # Pythagoras saves a pass over all vectors, as long as little cancels.
-        whole = seen.table[:, m:]
-        products = whole - along @ along.mT
-        shares = products.diagonal(dim1=1, dim2=2) / whole.diagonal(dim1=1, dim2=2)
-        if bool((shares > _MUCH).all()):
-            products = torch.cat((products, products[:, :, :1]), dim=2)
-            return _Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
-
-    steps = [sampled(step) for step in rows(memory, "steps")]
-
-    def work(
-        g: Tensor, adaptive: Tensor, *steps: Tensor, out: tuple[Tensor | None, ...]
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        del out
-        rests = torch.stack((g, adaptive), dim=1) - inside @ torch.stack(steps, dim=1)
-        return [rests @ torch.cat((rests, g[:, None]), dim=1).mT], ()
-
-    (products,), _ = in_pieces(work, g, adaptive, *steps, out=0)
-    squares = products.diagonal(dim1=1, dim2=2)
-    whole = seen.table[:, m:].diagonal(dim1=1, dim2=2)
-    is_there = squares > (_ROUNDING * torch.finfo(g.dtype).eps) ** 2 * whole
-    products = torch.where(is_there[:, :, None], products, 0.0)
-    products = torch.cat(
-        (torch.where(is_there[:, None], products[:, :, :2], 0.0), products[:, :, 2:]), dim=2
-    )
-    return _Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
 
 
 def _trusted_weights(
@@ -665,7 +496,7 @@ def _combined(
             move = torch.where(torch.isfinite(move), move, 0.0)
         known = move.detach()
         square = torch.linalg.vector_norm(known, dim=1).square()
-        return [square, _times(known[:, None], vectors[last])[:, 0]], (move,)
+        return [square, times(known[:, None], vectors[last])[:, 0]], (move,)
 
     (square, along), (move,) = in_pieces(work, *vectors, out=1)
     if is_long(move) and not bool(square.isfinite().all()):
@@ -695,13 +526,6 @@ def _shake(
     square = length.square() + dot(values, 2 * run + values)
     run += values
     return square.clamp_min(0).sqrt(), along + dot(values, last)
-
-
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """``[N, r, c]`` and ``[N, c]`` to ``[N, r]``; a single one without a temporary."""
-    if len(matrices) == 1:
-        return torch.mv(matrices[0], vectors[0])[None]
-    return batched_product(matrices, vectors)
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -1,3 +1,1 @@
-"""The command line: ``learned-opt run | train | bench | report | list``."""
-
-from learned_opt.cli.main import main as main
+"""The command line: ``learned-opt run | train | diagnose | rl | bench | report | check | list``."""

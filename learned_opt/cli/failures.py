@@ -45,16 +45,22 @@ def failures_in_one_sentence(program: str, *, interrupted: str = "interrupted") 
         _fail(program, f"{where}{error.strerror or error}", EXIT_BAD_INPUT)
 
 
-def run_script(main: Callable[[Any], Any], settings: type, description: str | None) -> None:
+def run_script(
+    main: Callable[[Any], Any], settings: type, description: str | None, *, resumes: bool = False
+) -> None:
     """Run a script: its settings from the command line, its failures in one sentence.
 
     Args:
         main: what it does.
         settings: dataclass of its options.
         description: what `--help` says first.
+        resumes: whether a second call skips what is done.
     """
     given: Any = tyro.cli(settings, description=description)
-    with failures_in_one_sentence(Path(sys.argv[0]).name):
+    interrupted = "interrupted"
+    if resumes:
+        interrupted += "; what was finished is kept, the same command goes on from there"
+    with failures_in_one_sentence(Path(sys.argv[0]).name, interrupted=interrupted):
         main(given)
 
 

@@ -53,3 +53,21 @@ def test_a_script_gets_its_settings_and_fails_under_its_own_name(monkeypatch, ca
         run_script(main, Settings, "Race.")
     assert end.value.code == 2
     assert capsys.readouterr().err == "race.py: num_trials must be positive, got -3\n"
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_an_interrupted_script_says_whether_it_goes_on(resumes, monkeypatch, capsys):
+    @dataclass
+    class Settings:
+        pass
+
+    def main(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/race.py"])
+    with pytest.raises(SystemExit) as end:
+        run_script(main, Settings, "Race.", resumes=resumes)
+    assert end.value.code == 130
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("race.py: interrupted")
+    assert ("goes on from there" in sentence) == resumes
