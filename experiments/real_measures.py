@@ -134,10 +134,23 @@ def validation_ratio(ours: Curves, baseline: Curves) -> float:
     return float(np.median(ours.validation[:, ours.end]) / median)
 
 
+def validation_there_ratio(ours: Curves, baseline: Curves) -> float:
+    """Median validation loss where the training loss is the baseline's last, over the baseline's.
+
+    At equal training losses what is left is which minima an optimizer finds, not how fast. Runs
+    that never get there count with their end.
+    """
+    is_there = ours.train <= target_of(baseline)
+    there = np.where(is_there.any(axis=1), is_there.argmax(axis=1), -1)
+    losses = ours.validation[np.arange(len(there)), there]
+    return float(np.median(losses) / np.median(baseline.validation[:, baseline.end]))
+
+
 RATIOS: dict[str, Callable[[Curves, Curves], float]] = {
     "time": time_ratio,
     "train": train_ratio,
     "validation": validation_ratio,
+    "validation there": validation_there_ratio,
 }
 
 

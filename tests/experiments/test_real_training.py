@@ -127,6 +127,10 @@ def test_ratios_of_hand_made_curves():
     assert measures.time_ratio(ours, baseline) == 1.5
     assert measures.train_ratio(ours, baseline) == 2
     assert measures.validation_ratio(ours, baseline) == 2
+    # 30, 30, and an end at infinity, over 30.
+    assert measures.validation_there_ratio(ours, baseline) == 1
+    later = curves([[8, 6, 2, 9, 9], [8, 3, 6, 6, 6], [8, 8, 12, 8, 1]])
+    assert measures.validation_there_ratio(later, baseline) == pytest.approx(2 / 3)
     assert ours.diverged().tolist() == [False, False, True]
     never = curves([[8, 8, 8, 8, 8]] * 3)
     assert measures.time_ratio(never, baseline) == 2
