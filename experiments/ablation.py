@@ -3,8 +3,9 @@
 A decision is silenced by its row of the last layer, and then stays at its nominal value: the step
 is that of the trust region left alone. Features are silenced by their columns of the first layer,
 in groups; the LSTMs' memory by forgetting all; each of the two nets by a judge that always believes
-in the other. Nothing is trained anew, so a number says how much the trained nets lean on a part,
-not how good the best ones without it would be.
+in the other. One variant is not silenced but decides for each tensor by itself, where the
+controller decides once for all of them. Nothing is trained anew, so a number says how much the
+trained nets lean on a part, not how good the best ones without it would be.
 
 Two measures, above 1 where the part helps: the restricted mean number of steps to 0.1, 0.01 and
 0.0001 of the starting gap on fresh instances of the benchmark's tasks, over that of the whole
@@ -125,7 +126,9 @@ def variants(rule: Controller) -> dict[str, Controller]:
         "net for noise alone": silenced(rule, belief=30.0),
         "net for no noise alone": silenced(rule, belief=-30.0),
         "no prior by size": silenced(rule, prior=0.0),
+        "a trust region for each tensor": copy.deepcopy(rule),
     }
+    found["a trust region for each tensor"].scope = "tensor"
     for name in rule.actuator.actions.names:
         found[f"decision: {name}"] = silenced(rule, decision=name)
     for group, names in FEATURES.items():
