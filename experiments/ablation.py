@@ -10,7 +10,7 @@ trained nets lean on a part, not how good the best ones without it would be.
 Two measures, above 1 where the part helps: the restricted mean number of steps to 0.1, 0.01 and
 0.0001 of the starting gap on fresh instances of the benchmark's tasks, over that of the whole
 controller, geometric mean; and the training loss of real networks with minibatches
-(`real_problems.py`) at their horizon, likewise, without guard.
+(`_real_problems.py`) at their horizon, likewise, without guard.
 
     python experiments/ablation.py                # half an hour on one core
     python experiments/ablation.py --smoke        # a minute; shows that it runs
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from _capped import GROUPS, entries_of, mean_ratio, mean_solved, measure
 from _race_report import markdown
-from real_problems import Problem, problems
+from _real_problems import Problem, problems
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -68,7 +68,7 @@ class Settings:
     suites: tuple[str, ...] = ("saddle-core", "plateau-core", "valley")
     """Suites to be measured on."""
     networks: tuple[str, ...] = ("digits, deep", "digits, wide", "breast cancer", "diabetes")
-    """Real networks, see `real_problems.py`."""
+    """Real networks, see `_real_problems.py`."""
     num_instances: int = 10
     """Fresh instances of each task."""
     num_seeds: int = 3

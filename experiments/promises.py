@@ -2,7 +2,7 @@
 
 A guard compares the fall of the loss with the fall that the fallback's steps promise to first
 order, the product of a step with the gradient of its own minibatch. On the problems of
-`real_problems.py` Adam runs at its defaults, and the fall of its training loss over each fifth of
+`_real_problems.py` Adam runs at its defaults, and the fall of its training loss over each fifth of
 the horizon is put over the sum of its promises. Far below 1, no rule can be asked to keep them all.
 
     python experiments/promises.py       # a minute on one core
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from real_problems import Problem, problems
+from _real_problems import Problem, problems
 from rich.console import Console
 from rich.table import Table
 

@@ -2,7 +2,7 @@
 
 Six problems with minibatches: a deep and a wide perceptron on digits, a convolutional network on
 generated MNIST-1D, a character model with a GRU on the texts that ship with scikit-learn, and
-perceptrons on breast cancer and diabetes, 320 to 600 steps each (`real_problems.py`). On each,
+perceptrons on breast cancer and diabetes, 320 to 600 steps each (`_real_problems.py`). On each,
 AdamW with cosine decay to 0 over that horizon gets its learning rate (1e-4 to 1e-1) and weight
 decay (0 or 1e-2) from Sobol trials on other seeds, by the training loss at the end. Adam at its
 default of 1e-3 and the learned rules have one setting for all problems. A learned rule needs no
@@ -35,17 +35,29 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
-from fresh_problems import fresh_problems
-from real_measures import RATIOS, Curves, Run, over_problems, times
-from real_problems import Problem, problems
+from _fresh_problems import fresh_problems
+from _race_report import markdown
+from _real_measures import Run
+from _real_problems import Problem, problems
+from _real_report import (
+    BASELINE,
+    NO_GUARD,
+    UNTUNED,
+    Runs,
+    compare,
+    overall_table,
+    plot,
+    problem_table,
+    summarise,
+    tuning_table,
+)
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -60,15 +72,9 @@ from learned_opt.errors import require
 from learned_opt.optim import LearnedOptimizer
 from learned_opt.rules.weights import resolve_rule
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 TUNING_SEED, REPORT_SEED = 81_001, 91_001
 RATES = (1e-4, 1e-1)
 WEIGHT_DECAY = 1e-2
-BASELINE, UNTUNED = "AdamW, tuned, cosine", "Adam, untuned"
-NO_GUARD = ", no guard"
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +365,7 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     untuned = [adam(), *learned(settings.rules, no_guard=settings.no_guard)]
     seeds = range(REPORT_SEED, REPORT_SEED + settings.num_seeds)
-    runs: dict[str, dict[str, list[Run]]] = {}
+    runs: Runs = {}
     tuning: dict[str, Any] = {}
     with progress_bar() as bar:
         tried = settings.trials * settings.num_tuning_seeds
@@ -387,7 +393,8 @@ def main(settings: Settings) -> None:
     }
     (settings.out / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
     tables = (overall_table(overall), problem_table(rows), tuning_table(tuning))
-    (settings.out / "table.md").write_text("\n".join(markdown(*table) for table in tables))
+    told = [f"{title}\n\n{markdown([header, *body])}\n" for title, header, body in tables]
+    (settings.out / "table.md").write_text("\n".join(told))
     console = Console(width=180)
     for title, header, body in tables:
         table = Table(*header, title=title)
@@ -396,181 +403,6 @@ def main(settings: Settings) -> None:
         console.print(table)
     plot(runs, horizons, settings.out / "real_training.png")
     console.print(f"files in {settings.out}")
-
-
-def compare(
-    runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Each optimizer on each problem: medians, ratios to the tuned baseline, counts."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for problem, entrants in runs.items():
-        horizon = horizons[problem]
-        baseline = Curves.of(entrants[BASELINE], horizon)
-        pace = np.median([run.seconds_per_step for run in entrants[BASELINE]])
-        for name, group in entrants.items():
-            curves = Curves.of(group, horizon)
-            overs = [t for run in group for t in run.handed_over if t < horizon]
-            found.setdefault(problem, {})[name] = {
-                **{key: ratio(curves, baseline) for key, ratio in RATIOS.items()},
-                "reached": float(np.isfinite(times(curves, baseline)).mean()),
-                "train loss": float(np.median(curves.train[:, curves.end])),
-                "validation loss": float(np.median(curves.validation[:, curves.end])),
-                "diverged": int(curves.diverged().sum()),
-                "hand-overs": len(overs) / len(group),
-                "fallback": float(np.mean([run.fallback_share(horizon) for run in group])),
-                "pace": float(np.median([run.seconds_per_step for run in group]) / pace),
-            }
-    return found
-
-
-def summarise(
-    runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int]
-) -> dict[str, dict[str, Any]]:
-    """Each optimizer over all problems."""
-    rows = compare(runs, horizons)
-    names = list(next(iter(runs.values())))
-    curves = {
-        name: {problem: Curves.of(runs[problem][name], horizons[problem]) for problem in runs}
-        for name in names
-    }
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        mine = [entry[name] for entry in rows.values()]
-        found[name] = {
-            **{key: list(astuple(over_problems(curves[name], curves[BASELINE], key)))
-               for key in RATIOS},
-            **{key: float(np.mean([row[key] for row in mine]))
-               for key in ("reached", "hand-overs", "fallback")},
-            "time is a lower bound": any(row["reached"] <= 0.5 for row in mine),
-            "diverged": sum(row["diverged"] for row in mine),
-            "pace": float(np.exp(np.mean([np.log(row["pace"]) for row in mine]))),
-        }  # fmt: skip
-    return found
-
-
-Text = tuple[str, list[str], list[list[str]]]
-"""Title, header and lines of a table."""
-
-
-def overall_table(overall: dict[str, dict[str, Any]]) -> Text:
-    """Over all problems."""
-    header = ["optimizer", "time to its loss", "reached it", "training loss", "validation loss"]
-    header += [
-        "validation at its loss",
-        "diverged",
-        "hand-overs a run",
-        "steps by fallback",
-        "CPU time a step",
-    ]
-    body = []
-    for name, row in overall.items():
-        is_self = name == BASELINE
-        ratios = ["1" if is_self else _told(*row[key]) for key in RATIOS]
-        if row["time is a lower bound"] and not is_self:
-            ratios[0] = f"> {ratios[0]}"
-        body.append([
-            name,
-            ratios[0],
-            "" if is_self else f"{row['reached']:.0%}",
-            *ratios[1:],
-            str(row["diverged"]),
-            f"{row['hand-overs']:.1f}",
-            f"{row['fallback']:.0%}",
-            f"{row['pace']:.2f}",
-        ])
-    return (
-        f"Over {BASELINE} at its horizon: geometric means over problems of medians over seeds",
-        header,
-        body,
-    )
-
-
-def problem_table(rows: dict[str, dict[str, dict[str, float]]]) -> Text:
-    """Each problem by itself."""
-    header = ["problem", "optimizer", "time", "reached", "training loss", "ratio"]
-    header += ["validation loss", "ratio", "at its loss", "diverged", "hand-overs", "fallback"]
-    header += ["CPU time"]
-    body = [
-        [
-            problem,
-            name,
-            "" if name == BASELINE else f"{'> ' if row['reached'] <= 0.5 else ''}{row['time']:.2f}",
-            "" if name == BASELINE else f"{row['reached']:.0%}",
-            f"{row['train loss']:.2e}",
-            f"{row['train']:.2f}",
-            f"{row['validation loss']:.3f}",
-            f"{row['validation']:.2f}",
-            "" if name == BASELINE else f"{row['validation there']:.2f}",
-            str(row["diverged"]),
-            f"{row['hand-overs']:.1f}",
-            f"{row['fallback']:.0%}",
-            f"{row['pace']:.2f}",
-        ]
-        for problem, entry in rows.items()
-        for name, row in entry.items()
-    ]
-    title = f"Medians over seeds; losses at the horizon; ratios and CPU time over {BASELINE}"
-    return title, header, body
-
-
-def tuning_table(tuning: dict[str, Any]) -> Text:
-    """What was chosen for each problem."""
-    body = []
-    for problem, entry in tuning.items():
-        scores = entry["final losses of all trials"]
-        body.append([
-            problem,
-            f"{entry['lr']:.2g}",
-            f"{entry['weight_decay']:g}",
-            f"{scores[0]:.2e}",
-            f"{np.median(scores):.2e}",
-        ])
-    header = ["problem", "learning rate", "weight decay", "training loss", "of the median trial"]
-    return f"{BASELINE}: the best trial", header, body
-
-
-def _told(estimate: float, low: float, high: float) -> str:
-    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def markdown(title: str, header: list[str], body: list[list[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *body]
-    return f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def plot(runs: dict[str, dict[str, list[Run]]], horizons: dict[str, int], path: Path) -> None:
-    """Training loss against steps over the horizon: medians and quartiles."""
-    columns = math.ceil(len(runs) / 2)
-    colours = {BASELINE: "#000000", UNTUNED: "#999999"}
-    for name in next(iter(runs.values())):
-        colours.setdefault(name.removesuffix(NO_GUARD), COLOURS[len(colours) % len(COLOURS)])
-    figure, axes = plt.subplots(
-        2, columns, figsize=(4.2 * columns, 7), layout="constrained", squeeze=False
-    )
-    for axis, (problem, entrants) in zip(axes.flat, runs.items(), strict=False):
-        for name, group in entrants.items():
-            colour, dash = colours[name.removesuffix(NO_GUARD)], "--" if NO_GUARD in name else "-"
-            curves = Curves.of(group, horizons[problem])
-            # A run that diverges leaves the picture, not the others without room.
-            shown = np.minimum(curves.train, 10 * curves.train[:, :1])
-            low, middle, high = np.quantile(shown, (0.25, 0.5, 0.75), axis=0)
-            place = curves.steps / curves.horizon
-            axis.semilogy(place, middle, dash, color=colour, label=name, linewidth=1.5)
-            axis.fill_between(place, low, high, color=colour, alpha=0.2, linewidth=0)
-            if name == BASELINE:
-                axis.axhline(middle[-1], color=colour, linestyle=":", linewidth=1)
-        axis.axvline(1, color="#999999", linestyle=":", linewidth=1)
-        axis.set(title=f"{problem}, {horizons[problem]} steps", xlabel="steps / horizon")
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(runs) :]:
-        axis.set_axis_off()
-    for axis in axes[:, 0]:
-        axis.set_ylabel("training loss")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

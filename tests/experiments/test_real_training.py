@@ -14,9 +14,9 @@ from learned_opt.rules import get_rule
 EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
 sys.path.insert(0, EXPERIMENTS)
 try:
-    import fresh_problems as fresh
-    import real_measures as measures
-    import real_problems as data
+    import _fresh_problems as fresh
+    import _real_measures as measures
+    import _real_problems as data
     import real_training as script
 finally:
     sys.path.remove(EXPERIMENTS)

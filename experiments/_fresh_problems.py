@@ -1,7 +1,7 @@
 """Six more small training problems, which nobody looked at while the bundled weights were made.
 
-Those of `real_problems.py` showed what was wrong with earlier versions of the controller, so by now
-they have had a say in it. These have not: other architectures (layer norm and skip connections, a
+Those of `_real_problems.py` showed what was wrong with earlier versions of the controller, so they
+have had a say in it. These have not: other architectures (layer norm and skip connections, a
 causal transformer, pooling, an autoencoder, a generated regression, wine) and mostly other data.
 Nothing is downloaded here either.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache, partial
 
 import torch
-from real_problems import (
+from _real_problems import (
     SEQUENCE,
     SPLIT_SEED,
     Data,
