@@ -17,6 +17,7 @@ from learned_opt.rules.guarded import Guarded
 from learned_opt.tasks import get_task
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+from _guard_report import excess_table, mean_of, price_table, promise_table
 from _guard_runs import (
     BREAK_EVERY,
     KINDS,
@@ -32,17 +33,7 @@ from _guard_runs import (
     run_jobs,
 )
 from _ratios import EVENTS
-from guard_price import (
-    best_rate,
-    cells,
-    excess_table,
-    late,
-    mean_of,
-    price_table,
-    promise_table,
-    ratio_of,
-    resamples,
-)
+from guard_price import best_rate, cells, late, ratio_of, resamples
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DOUBLE = torch.float64
