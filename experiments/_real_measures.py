@@ -137,8 +137,8 @@ def validation_ratio(ours: Curves, baseline: Curves) -> float:
 def validation_there_ratio(ours: Curves, baseline: Curves) -> float:
     """Median validation loss where the training loss is the baseline's last, over the baseline's.
 
-    At equal training losses what is left is which minima an optimizer finds, not how fast. Runs
-    that never get there count with their end.
+    At about equal training losses what is left is which minima an optimizer finds, not how fast.
+    Runs that never get there count with their end.
     """
     is_there = ours.train <= target_of(baseline)
     there = np.where(is_there.any(axis=1), is_there.argmax(axis=1), -1)

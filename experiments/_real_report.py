@@ -129,7 +129,9 @@ def problem_table(rows: dict[str, dict[str, dict[str, float]]]) -> Text:
         for problem, entry in rows.items()
         for name, row in entry.items()
     ]
-    title = f"Medians over seeds; losses at the horizon; ratios and CPU time over {BASELINE}"
+    title = (
+        f"Medians over seeds, at the horizon or at its loss; ratios and CPU time over {BASELINE}"
+    )
     return title, header, body
 
 

@@ -4,8 +4,9 @@ A decision is silenced by its row of the last layer, and then stays at its nomin
 is that of the trust region left alone. Features are silenced by their columns of the first layer,
 in groups; the LSTMs' memory by forgetting all; each of the two nets by a judge that always believes
 in the other. One variant is not silenced but decides for each tensor by itself, where the
-controller decides once for all of them. Nothing is trained anew, so a number says how much the
-trained nets lean on a part, not how good the best ones without it would be.
+controller decides once for all of them (most tasks have only one). Nothing is trained anew, so a
+number says how much the trained nets lean on a part, not how good the best ones without it would
+be.
 
 Two measures, above 1 where the part helps: the restricted mean number of steps to 0.1, 0.01 and
 0.0001 of the starting gap on fresh instances of the benchmark's tasks, over that of the whole
@@ -119,7 +120,7 @@ def silenced(
 
 
 def variants(rule: Controller) -> dict[str, Controller]:
-    """The whole controller first, then all that lack something."""
+    """The whole controller first, then all that lack something or decide otherwise."""
     found = {
         "whole": rule,
         "without memory (LSTMs)": silenced(rule, memory=True),

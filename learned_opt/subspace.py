@@ -31,8 +31,8 @@ SAMPLE = 1 << 18
 _RUN = 16
 
 _FEW = 512
-"""So few numbers cost less than a call, and an interval is halved three times at once, that of a
-single problem ten times."""
+"""For so few numbers an interval is halved three times at once, for those of a single problem ten
+times: fewer calls cost less than more numbers."""
 
 
 class CurvatureModel(NamedTuple):

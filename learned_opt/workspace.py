@@ -4,7 +4,8 @@ Memory fresh from the operating system costs several times what filling it costs
 long vectors costs what it moves through the caches. Rules are pure functions, so by themselves they
 can avoid neither. Inside of a `Workspace` they may: vectors that nobody refers to any more are
 written over, and work is done piece by piece. What is computed stays the same, but for random
-numbers that nobody wants, which are not drawn.
+numbers: what nobody wants is not drawn, and of a long vector not every coordinate gets noise at
+every step.
 """
 
 from __future__ import annotations

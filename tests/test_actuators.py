@@ -24,5 +24,5 @@ def test_everything_stays_on_the_device_of_the_parameters(name):
         if actuator.actions.is_discrete
         else (params.new_empty(shape))
     )
-    step = actuator.act(action, params, params, state, lambda: torch.empty_like(params))
+    step = actuator.act(action, params, params, state, lambda _: torch.empty_like(params))
     assert step.updates.device.type == "meta"

@@ -22,6 +22,7 @@ from learned_opt.rules.weights import save_rule
 from learned_opt.tasks.base import Facts, Problems, Task
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
+from learned_opt.workspace import PIECE
 
 RULES = {
     "adam": lambda: Adam(learning_rate=0.05),
@@ -607,3 +608,18 @@ def test_parameters_are_still_leaves_and_zero_grad_works():
     assert all(p.grad is None for p in model.parameters())
     optimizer.zero_grad(set_to_none=False)
     assert "weight_decay" in repr(optimizer)
+
+
+@pytest.mark.parametrize("size", [1_000, PIECE + 1_000])
+def test_the_controller_stands_still_after_a_gradient_that_is_not_finite(size):
+    """Noise, too, is left out of what is not a step."""
+    rng = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(size, generator=rng))
+    optimizer = LearnedOptimizer([p], "controller", guard=False)
+    for t in range(8):
+        p.grad = p.detach() + torch.randn(size, generator=rng)
+        if t == 3:
+            p.grad[0] = torch.nan
+        before = p.detach().clone()
+        optimizer.step()
+        assert torch.equal(before, p) == (t >= 3)

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from learned_opt import subspace
 from learned_opt.actuators import get_actuator
 from learned_opt.actuators.base import Step, clip_to
-from learned_opt.actuators.trust_region import _shake
 from learned_opt.features import dot, safe_ratio
 from learned_opt.subspace import trust_region_step
 from learned_opt.tasks import Rotated, get_task
@@ -461,35 +460,54 @@ def test_long_vectors_in_pieces_agree_with_all_at_once(curvature):
         x = x + step.updates
 
 
+def act_in_a_workspace(*, level, rng, seed=0, radius=None):
+    """A step from a given state; with the state, the radius and the last step."""
+    size, draw = 2 * PIECE + 77, torch.Generator().manual_seed(seed)
+    actuator, x = get_actuator("trust_region"), torch.randn(1, size, generator=draw)
+    state = actuator.init(x, learning_rate=torch.ones(1))
+    decision, unknown = torch.zeros(1, 12), torch.full((1,), torch.nan)
+    decision[:, 7] = -1.0
+    g = torch.randn(1, size, generator=draw)
+    with torch.no_grad(), Workspace().use():
+        _, state = actuator.observe(g, unknown, x, state)
+        first = actuator.act(decision, g, x, state, lambda n: torch.zeros(1, n))
+        x, g = x + first.updates, g + torch.randn(1, size, generator=draw)
+        _, state = actuator.observe(g, unknown, x, first.state)
+        if radius is not None:
+            state = {**state, "radius": torch.tensor([radius])}
+        decision[:, 7] = level
+        step = actuator.act(decision, g, x, state, lambda n: torch.randn(1, n, generator=rng))
+    return step, step.state["radius"], first.updates
+
+
 def test_noise_of_long_vectors_falls_on_a_run_by_chance():
-    """As strong on all coordinates in the mean, as long as it would be, and noted as it is."""
-    size, num_draws = 3 * PIECE + 1000, 400
-    rng = torch.Generator().manual_seed(0)
-    move, last = torch.randn(2, 1, size, generator=rng).unbind()
-    by, touched, squares = torch.tensor([2.0]), torch.zeros(4), []
+    """On all coordinates alike in the mean, as long as it would be, and noted as it is."""
+    rng = torch.Generator().manual_seed(1)
+    still, radius, last = act_in_a_workspace(level=-1.0, rng=rng)
+    num_draws, places, squares = 200, [], []
     for _ in range(num_draws):
-        shaken = move.clone()
-        length, along = _shake(
-            shaken,
-            last,
-            by,
-            move.norm(dim=1),
-            (move * last).sum(1),
-            lambda n: torch.randn(1, n, generator=rng),
-        )
-        assert_close(length, shaken.norm(dim=1), rtol=1e-5, atol=0.0)
-        assert_close(along, (shaken * last).sum(1), rtol=1e-3, atol=1e-2)
-        change = (shaken - move)[0]
-        pieces = torch.stack([piece.square().mean() for piece in change.split(PIECE)])
-        assert (pieces > 0).sum() == 1
-        touched += pieces > 0
-        squares.append(pieces)
-    # Four pieces, each a quarter of the draws.
-    assert ((touched / num_draws - 0.25).abs() < 4 * (0.25 * 0.75 / num_draws) ** 0.5).all()
-    expected = by.item() ** 2 / size
-    assert_close(
-        torch.stack(squares).sum(0) / touched, torch.full((4,), 4 * expected), rtol=0.02, atol=0
-    )
+        shaken, _, _ = act_in_a_workspace(level=0.8, rng=rng)
+        turn = torch.cosine_similarity(shaken.updates.double(), last.double())
+        assert_close(shaken.state["turned"].double(), turn, rtol=0, atol=1e-5)
+        change = (shaken.updates - still.updates)[0]
+        touched = change.nonzero()[:, 0]
+        # All of one of 32 parts, but for what rounding swallows.
+        assert 0.95 * change.numel() / 32 < len(touched) <= change.numel() / 32 + 1
+        assert touched[-1] - touched[0] <= change.numel() / 32 + 1
+        places.append(touched[0] / change.numel())
+        squares.append(change.square().sum())
+    wanted = ((7 * 0.8 - 8.0) * torch.ones(1)).exp() * radius
+    assert_close(torch.stack(squares).mean().sqrt()[None], wanted, rtol=0.02, atol=0.0)
+    # Uniform on [0, 31/32]: mean and variance within four standard errors.
+    places = torch.stack(places)
+    assert abs(places.mean() - 31 / 64) < 4 * (1 / 12 / num_draws) ** 0.5
+    assert abs(places.var() - 1 / 12) < 4 * (1 / 180 / num_draws) ** 0.5
+
+
+def test_noise_of_long_vectors_makes_nothing_infinite():
+    step, _, _ = act_in_a_workspace(level=1.0, rng=torch.Generator().manual_seed(0), radius=3e38)
+    assert step.updates.isfinite().all()
+    assert step.state["turned"].isfinite().all()
 
 
 def test_very_long_vectors_are_seen_by_a_sample(monkeypatch):

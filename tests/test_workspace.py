@@ -100,7 +100,7 @@ def test_long_vectors_move_in_pieces_as_they_would_at_once(rule):
     bends = torch.linspace(0.1, 1, flatten(points).shape[1])
     state, space = rule.init(points), Workspace()
     other, has_returned = state, False
-    for t in range(14):
+    for _ in range(14):
         grads = unflatten(flatten(points) * bends, points)
         updates, state = rule(grads, state, points)
         with torch.no_grad(), space.use():
@@ -111,11 +111,8 @@ def test_long_vectors_move_in_pieces_as_they_would_at_once(rule):
         has_returned |= rule.name == "guarded" and bool(rule.returns(state))
         # The anchor must be met exactly, rounding included, for either to have come back.
         points = {name: p + updates[name] for name, p in points.items()}
-        if rule.name == "guarded" and t % 2:
-            assert torch.equal(state["book"]["is_rule"], other["book"]["is_rule"])
     for name, leaf in leaves(other).items():
-        if leaf.is_floating_point():
-            assert_close(leaf, leaves(state)[name], rtol=1e-4, atol=1e-5)
+        assert_close(leaf, leaves(state)[name], rtol=1e-4, atol=1e-5)
     assert has_returned == (rule.name == "guarded")
 
 

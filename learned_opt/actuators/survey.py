@@ -1,4 +1,4 @@
-"""What a trust region sees of long vectors: their means and products, each vector read once."""
+"""What a trust region sees of vectors: means and products, for as few passes as can be."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def survey(
         ]
         if m > 1:
             others = torch.stack(remembered[m:], dim=1, out=out[2])
-            sums.append(times(others, remembered[m - 1]))
+            sums.append(product_with(others, remembered[m - 1]))
         return sums, (change,)
 
     (table, size, mean, *mixed), (change,) = in_pieces(
@@ -180,7 +180,7 @@ def outside(g: Tensor, adaptive: Tensor, memory: Tree, model: CurvatureModel, se
     return Rest(along[:, 0], inside, products, products[:, 0, 0].sqrt())
 
 
-def times(matrices: Tensor, vectors: Tensor) -> Tensor:
+def product_with(matrices: Tensor, vectors: Tensor) -> Tensor:
     """``[N, r, c]`` and ``[N, c]`` to ``[N, r]``; a single one without a temporary."""
     if len(matrices) == 1:
         return torch.mv(matrices[0], vectors[0])[None]

@@ -16,7 +16,15 @@ from learned_opt.actuators.base import (
     clip_to,
     register_actuator,
 )
-from learned_opt.actuators.survey import FAST, SLOW, averages, count_active, outside, survey, times
+from learned_opt.actuators.survey import (
+    FAST,
+    SLOW,
+    averages,
+    count_active,
+    outside,
+    product_with,
+    survey,
+)
 from learned_opt.errors import require
 from learned_opt.features import Feature, dot, safe_ratio, safe_sqrt
 from learned_opt.subspace import (
@@ -30,7 +38,7 @@ from learned_opt.subspace import (
     trust_region_step,
 )
 from learned_opt.trees import Tree
-from learned_opt.workspace import PIECE, in_pieces, is_long, workspace
+from learned_opt.workspace import in_pieces, is_long, workspace
 
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
@@ -41,6 +49,8 @@ _TIMED = 0.4
 learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
 length of the parameters it differs more, since an embedding may be most of that."""
 _PATIENCE = math.log(0.1)
+_RUNS = 32
+"""Noise falls on one part in so many of a long vector at a step."""
 
 
 @final
@@ -67,7 +77,8 @@ class TrustRegion(Actuator):
     initial step size to give; that of `init` is not used.
 
     Of more than `learned_opt.subspace.SAMPLE` parameters a sample is looked at: steps and means are
-    exact, what is seen and the model are estimates, off by some tenths of a percent.
+    exact, what is seen and the model are estimates, off by some tenths of a percent. Of very many
+    on a CPU noise falls on a thirty-second part at a step, by chance, the more strongly.
 
     Args:
         memory: steps remembered, ``m``; the state holds ``2 m + 3`` numbers a parameter, of very
@@ -388,14 +399,13 @@ class TrustRegion(Actuator):
         by += [*(on_steps[:, :-1] * stays[:, None]).unbind(1), on_last]
         vectors = [grads.detach(), seen["adaptive"], *steps]
         # In a workspace there are no transforms, so values may be looked at.
-        is_shaken = workspace() is None or bool(shake.any())
-        shaken = shake * radius * stays
-        if is_shaken and not is_long(grads):
+        shaken, run = shake * radius * stays, None
+        if is_long(grads) and bool(shake.any()):
+            run = _drawn_run(shaken, grads.shape[1], noise)
+        elif workspace() is None or bool(shake.any()):
             by.append(shaken * grads.shape[1] ** -0.5)
             vectors.append(noise(grads.shape[1]))
-        move, length, along = _combined(vectors, by, last=len(steps) + 1)
-        if is_shaken and is_long(grads):
-            length, along = _shake(move, steps[-1], shaken, length, along, noise)
+        move, length, along = _combined(vectors, by, last=len(steps) + 1, run=run)
         is_inside = trusted.is_inside.to(grads.dtype)
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
@@ -477,9 +487,9 @@ def _trusted_weights(
 
 
 def _combined(
-    vectors: list[Tensor], by: list[Tensor], *, last: int
+    vectors: list[Tensor], by: list[Tensor], *, last: int, run: tuple[int, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add vectors up.
+    """Add vectors up, and what is added to a run of coordinates of a long one.
 
     Returns:
         Their sum by weights, zero where it is not finite; and, without a graph, its length and its
@@ -496,9 +506,15 @@ def _combined(
             move = torch.where(torch.isfinite(move), move, 0.0)
         known = move.detach()
         square = torch.linalg.vector_norm(known, dim=1).square()
-        return [square, times(known[:, None], vectors[last])[:, 0]], (move,)
+        return [square, product_with(known[:, None], vectors[last])[:, 0]], (move,)
 
     (square, along), (move,) = in_pieces(work, *vectors, out=1)
+    if run is not None:
+        start, values = run
+        own, other = (v[:, start : start + values.shape[1]] for v in (move, vectors[last]))
+        square = (square + dot(values, 2 * own + values)).clamp_min(0)
+        along = along + dot(values, other)
+        own += values
     if is_long(move) and not bool(square.isfinite().all()):
         move = torch.where(torch.isfinite(move), move, 0.0)
         square = torch.linalg.vector_norm(move, dim=1).square()
@@ -506,26 +522,24 @@ def _combined(
     return move, square.sqrt(), along
 
 
-def _shake(
-    move: Tensor, last: Tensor, by: Tensor, length: Tensor, along: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """Add noise of the length `by` to a long vector in place, on a run of coordinates by chance.
+def _drawn_run(size: Tensor, length: int, noise: Noise) -> tuple[int, Tensor]:
+    """Noise on a run of coordinates by chance: where it starts, and ``[1, R]`` numbers.
 
-    Every coordinate is as likely and the covariance as isotropic as if there were some on all of
-    them, which takes longer to draw than the whole step.
+    Every coordinate is as likely, and over time noise is as long and as isotropic, as if some fell
+    on all of them, which takes longer to draw than the whole step.
 
-    Returns:
-        The new length, and the new product with the vector `last`.
+    Args:
+        size: ``[1]`` root mean square of the noise's length.
+        length: of the vector.
+        noise: source of random numbers.
     """
-    count = -(-move.shape[1] // PIECE)
-    drawn = noise(PIECE + 1)
+    width = -(-length // _RUNS)
+    count = -(-length // width)
+    drawn = noise(width + 1)
     # A normal number's place among all is uniform.
-    start = PIECE * min(int(count * torch.special.ndtr(drawn[0, -1].double())), count - 1)
-    run, last = move[:, start : start + PIECE], last[:, start : start + PIECE]
-    values = drawn[:, : run.shape[1]] * (by * (count / move.shape[1]) ** 0.5)[:, None]
-    square = length.square() + dot(values, 2 * run + values)
-    run += values
-    return square.clamp_min(0).sqrt(), along + dot(values, last)
+    place = min(int(count * torch.special.ndtr(drawn[0, -1].double())), count - 1)
+    values = drawn[:, : min(width, length - width * place)]
+    return width * place, values * (size * (count / length) ** 0.5)[:, None]
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:

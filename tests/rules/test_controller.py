@@ -251,8 +251,7 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
     state = actuator.init(x, learning_rate=x[:, 0])
     curvature = torch.tensor([1.0, 30.0]).to(dtype)
     unknown = [feature.name for feature in actuator.features].index("unknown")
-    num_whole = 0
-    quietness = x.new_zeros(16, 2).clone
+    num_whole, still = 0, torch.zeros(16, 2, dtype=dtype)
     for _ in range(8):
         grads = curvature * x
         loss = (curvature * x.square()).sum(1) / 2
@@ -263,7 +262,7 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
         is_partial = ~is_whole & (grads.norm(dim=1) > 1e-18)
         assert (rest[is_whole] == 0).all() and (rest[is_partial] != 0).all()
         assert (seen[is_whole, unknown] == actuator.features[unknown].low).all()
-        step = actuator.act(torch.zeros(16, 12), grads, x, state, quietness)
+        step = actuator.act(torch.zeros(16, 12), grads, x, state, lambda _: still)
         x, state = x + step.updates, step.state
     assert num_whole > 16
 

@@ -480,3 +480,18 @@ def test_it_needs_what_its_rules_need():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(LearnedOptError, match=message):
         Guarded(**settings)
+
+
+@pytest.mark.parametrize("loss", [None, torch.ones(2)])
+def test_a_gradient_that_is_not_finite_leaves_no_trace_in_what_was_promised(loss):
+    """Where the fallback is in charge it does not move, so there is nothing to keep."""
+    rule = Guarded("sgd", "adam")
+    params = {"x": torch.ones(2, 3, dtype=torch.float64)}
+    grads = {"x": torch.ones(2, 3, dtype=torch.float64)}
+    grads["x"][0, 0] = torch.nan
+    state = rule.init(params)
+    state["book"]["is_rule"] = torch.zeros(2, dtype=torch.bool)
+    _, state = rule(grads, state, params, loss=loss)
+    for name in ("length", "slope", "promise"):
+        assert state["step"][name].isfinite().all()
+    assert state["step"]["promise"][0] == 0 < state["step"]["promise"][1]
