@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from learned_opt.actuators import Actuator, get_actuator
 from learned_opt.errors import require
-from learned_opt.meta.arena import Outcome, Standing
+from learned_opt.meta.arena import Standing
 from learned_opt.meta.arenas import Arenas
 from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import Estimate, MetaGradient, trainable
 from learned_opt.meta.horizons import Horizon
+from learned_opt.meta.paces import Paces
 from learned_opt.meta.rollout import Rollout, advantages, beside_twins, log_likelihood, standardised
 from learned_opt.rules.base import Rule
 from learned_opt.rules.policy import PolicyRule
@@ -38,11 +39,7 @@ _FARTHEST = 0.03
 """Divergence from the policy that played beyond which a minibatch's lanes with noise teach nothing:
 what is learned from them is noise for the most part, and Adam's steps are as long as ever."""
 
-_FADING = 0.9
-_FEW_REACHED, _SLOWEST = 0.05, 1000.0
-"""At the start a pace of twenty steps; none is slower than a thousand."""
-
-_KEPT = ("pool_seed", "memory", "std", "order", "used", "cost", "metrics", "waited", "reached")
+_KEPT = ("pool_seed", "memory", "std", "order", "used", "cost", "metrics")
 """Entries of a state that a checkpoint holds as they are."""
 
 _PULL = 1e-2
@@ -60,8 +57,7 @@ class PPOState:
         standings: where their lanes stand.
         memory: the network's memory of all lanes.
         critic: what expects the cost to come.
-        waited: ``[tasks]`` shares of targets waited for, times steps, lately.
-        reached: ``[tasks]`` shares of targets reached, lately.
+        paces: how long the targets and the episodes of each task take.
         rollout: what was done last.
         std: standard deviation of its decisions, where there is no noise.
         order: ``[N]`` lanes in the order in which this pass takes them.
@@ -75,19 +71,13 @@ class PPOState:
     standings: list[Standing]
     memory: Tree
     critic: Critic
-    waited: Tensor
-    reached: Tensor
+    paces: Paces
     rollout: Rollout | None = None
     std: float = 0.0
     order: Tensor | None = None
     used: int = 0
     cost: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def pace(self) -> Tensor:
-        """``[tasks]`` mean steps to a target, if leaving them is a matter of luck."""
-        return ((self.waited + 1) / (self.reached + _FEW_REACHED)).clamp(1, _SLOWEST)
 
 
 @final
@@ -100,7 +90,9 @@ class ProximalPolicy(MetaGradient[PPOState]):
     one likelihood and all that came of it as its surplus: what a single step is worth does not show
     among minibatches. With twins, two lanes begin a rollout at the same place and try opposite
     changes amid the same noise; what came of one beside the other is their surplus, and the next
-    rollout begins where the first of them went; until then lanes that ended stand still.
+    rollout begins where the first of them went; until then lanes that ended stand still. A surplus
+    counts in proportion to the mean length of the task's episodes, so that a task does not count
+    less for being slow.
 
     A rule that asks whether there is noise (`PolicyRule.belief`) is told, so that what it learns
     amid noise and what it learns without may stay apart (`PolicyRule.outputs_told`). The critic
@@ -235,8 +227,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
                 len(self.tasks),
                 seed=int(torch.randint(2**31, (), generator=rng)),
             ),
-            waited=torch.zeros(len(self.tasks), dtype=torch.float64),
-            reached=torch.zeros(len(self.tasks), dtype=torch.float64),
+            paces=Paces.of(len(self.tasks)),
         )
 
     def _arenas(self, actuator: Actuator, pool_seed: int) -> Arenas:
@@ -270,7 +261,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
         state.std = self._exploration_at(progress)
         observations, actions, likelihoods, fresh, moving = [], [], [], [], []
         outcomes, kinds, before, after = [], [], [], []
-        arenas, std = state.arenas, self._deviations(state)
+        arenas, paces, std = state.arenas, state.paces, self._deviations(state)
         is_noisy, origins = arenas.is_noisy, arenas.origins
         memory = select(state.memory, origins)
         for k in range(self.rollout_steps):
@@ -292,7 +283,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             action = mean + std * drawn
             kinds.append(arenas.kinds(state.standings))
             state.standings, outcome = arenas.step(
-                state.standings, action.clamp(-1, 1), state.pace[kinds[-1]], rng
+                state.standings, action.clamp(-1, 1), paces.pace[kinds[-1]], rng
             )
             outcomes.append(outcome)
             after.append(arenas.seen_by_critic(state.standings))
@@ -311,9 +302,10 @@ class ProximalPolicy(MetaGradient[PPOState]):
         targets = (expected + surplus)[is_moving]
         # What is kept up is one decision, and all that came of it is its surplus.
         total = ((costs + following - expected) * weights).sum(0)
-        surplus = torch.where(
-            is_noisy, beside_twins(total, origins) if self.twins else total, surplus
-        )
+        total = beside_twins(total, origins) if self.twins else total
+        # These tasks have the same lanes however long their episodes are, of which a rollout is the
+        # smaller a part; among the others long episodes fill the more lanes.
+        surplus = torch.where(is_noisy, total * paces.length[kinds[-1]].float(), surplus)
         residual = (targets - expected[is_moving]).var() / targets.var()
         state.critic = copy.deepcopy(state.critic)
         state.critic.learn(seen_before[is_moving], targets, rng=rng)
@@ -328,22 +320,13 @@ class ProximalPolicy(MetaGradient[PPOState]):
         )
         state.memory, state.used = memory, 0
         state.cost = costs[is_moving].mean().item()
-        self._follow_paces(state, outcomes, kinds, is_moving)
+        state.paces = paces.after(outcomes, kinds, is_moving)
         state.metrics = {
             "explained_variance": 1 - residual.item(),
             "moving": weights.mean().item(),
             "exploration": state.std,
-            "pace": state.pace.log().mean().exp().item(),
+            "pace": state.paces.pace.log().mean().exp().item(),
         }
-
-    def _follow_paces(
-        self, state: PPOState, outcomes: Sequence[Outcome], kinds: Sequence[Tensor], moving: Tensor
-    ) -> None:
-        """Take note of how long targets were waited for."""
-        kind = torch.stack(list(kinds))[moving]
-        for name in ("waited", "reached"):
-            new = torch.stack([getattr(outcome, name) for outcome in outcomes])[moving]
-            setattr(state, name, _FADING * getattr(state, name).index_add(0, kind, new))
 
     def _surrogate(
         self, policy: PolicyRule, state: PPOState, lanes: Tensor
@@ -402,6 +385,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             "actuator": [actuator.name, actuator.config()],
             "standings": state.arenas.pack(state.standings),
             "critic": state.critic.pack(),
+            "paces": state.paces.pack(),
             "rollout": None if state.rollout is None else dict(vars(state.rollout)),
         }
 
@@ -417,6 +401,7 @@ class ProximalPolicy(MetaGradient[PPOState]):
             arenas=arenas,
             standings=arenas.unpack(packed["standings"]),
             critic=Critic.unpack(packed["critic"]),
+            paces=Paces.unpack(packed["paces"]),
             rollout=None if rollout is None else Rollout(**rollout),
         )
 

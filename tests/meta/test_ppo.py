@@ -9,12 +9,15 @@ import torch
 from torch.testing import assert_close
 
 from learned_opt.errors import LearnedOptError
+from learned_opt.meta import ppo
+from learned_opt.meta.arena import Outcome
 from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.configured import configured_estimator
 from learned_opt.meta.critic import Critic
 from learned_opt.meta.estimators import trainable
 from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
 from learned_opt.meta.horizons import Fixed, LogUniform
+from learned_opt.meta.paces import Paces
 from learned_opt.meta.ppo import ProximalPolicy
 from learned_opt.meta.rollout import advantages, beside_twins, log_likelihood, standardised
 from learned_opt.meta.trainer import meta_train
@@ -438,3 +441,54 @@ def test_rules_without_decisions_and_bad_settings_are_refused(tmp_path):
         configured_estimator(replace(CONFIG, task_epsilons=(0.1, 0.1)), tasks())
     with pytest.raises(LearnedOptError, match="task_epsilons need the estimator 'ppo', got 'pes'"):
         replace(CONFIG, task_epsilons=(0.1, 0.1, 0.1), estimator="pes")
+
+
+def test_paces_are_steps_over_targets_and_lengths_steps_over_episodes():
+    """Two tasks, three steps of two lanes, of which the second stands still at the end."""
+    kinds = [torch.tensor([0, 1])] * 3
+    moving = torch.tensor([[True, True], [True, True], [True, False]])
+    shares = {
+        "waited": [[1.0, 1.0], [0.5, 1.0], [0.25, 9.0]],
+        "reached": [[0, 0], [0.5, 0], [0.25, 9]],
+    }
+    outcomes = [
+        Outcome(
+            cost=torch.zeros(2),
+            waited=torch.tensor(shares["waited"][k]),
+            reached=torch.tensor(shares["reached"][k]),
+            over=torch.tensor([k == 2, k == 1]),
+        )
+        for k in range(3)
+    ]
+    paces = Paces.of(2)
+    assert paces.length.tolist() == [100, 100] and paces.pace.tolist() == [20, 20]
+    after = paces.after(outcomes, kinds, moving)
+    faded = 0.9
+    assert_close(after.waited, faded * torch.tensor([1.75, 2.0]).double())
+    assert_close(after.reached, faded * torch.tensor([0.75, 0.0]).double())
+    assert after.moved.tolist() == pytest.approx([faded * 3, faded * 2])
+    assert after.ended.tolist() == pytest.approx([faded, faded])
+    assert after.length.tolist() == pytest.approx([102.7 / 1.9, 101.8 / 1.9])
+    assert_close(
+        after.after(outcomes, kinds, moving).moved, faded * (after.moved + torch.tensor([3.0, 2.0]))
+    )
+    assert vars(Paces.unpack(after.pack())) == vars(after)
+
+
+def test_amid_noise_what_came_of_a_rollout_counts_by_the_length_of_episodes(monkeypatch):
+    """A task whose episodes are four times as long has as many lanes, and counts as much."""
+    noisy = NoisyGradient(get_task("random_quadratic", dim=3), noise=0.1)
+    tasks = [get_task("strict_saddle", dim=4), noisy, noisy]
+    estimator = configured_estimator(replace(CONFIG, num_problems=36), tasks)
+    raw = []
+    monkeypatch.setattr(ppo, "standardised", lambda surplus, *_: raw.append(surplus) or surplus)
+    lengths = torch.tensor([50.0, 10.0, 40.0]).double()
+    for length in (torch.ones(3), lengths):
+        monkeypatch.setattr(Paces, "length", property(lambda _, length=length: length))
+        state = estimator.estimate(controller(), None, progress=0.0, rng=rng()).state
+    kinds = state.arenas.kinds(state.standings)
+    assert (kinds.bincount() == 12).all()
+    for kind, share in enumerate((1.0, 10.0, 40.0)):
+        own = kinds == kind
+        assert_close(raw[1][:, own], share * raw[0][:, own])
+        assert raw[0][:, own].any()
