@@ -105,12 +105,10 @@ def silenced(
                 # Noise is drawn from -1 on: nominal is none.
                 net.layers[-1].bias[place] = -1.0 if decision == "noise" else 0.0  # type: ignore[operator]
         for net in (*nets, rule.judge):
-            assert net.lstm is not None
+            first = net.layers[0].weight if net.lstm is None else net.lstm.weight_ih
             for place in map(names.index, features):
-                net.lstm.weight_ih[:, place : place + 1] = (
-                    0  # The judge has no column for the last.
-                )
-            if memory:
+                first[:, place : place + 1] = 0  # type: ignore[index,operator]  # The judge has no column for the last.
+            if memory and net.lstm is not None:
                 net.lstm.bias_ih.chunk(4)[1].fill_(-1e3)  # The forget gate.
                 net.lstm.weight_hh.zero_()
         if belief is not None:

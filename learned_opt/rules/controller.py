@@ -16,7 +16,7 @@ from learned_opt.trees import Tree
 
 _OUTPUT_SCALE = 0.01
 _JUDGE_UNITS = 8
-_AMID_NOISE_FACTOR = 0.05
+_AMID_NOISE_FACTOR, _WITHOUT_MEMORY = 0.05, 0.25
 _SMALL, _LARGE = math.log(100) / 10, math.log(1000) / 10  # as the actuator says a size
 
 
@@ -45,6 +45,8 @@ class Controller(PolicyRule):
             many parameters ``m + 2``.
         lstm_units: units of each of the two nets.
         hidden: units of layers between them and the decisions.
+        noise_remembers: whether the net for noise is an LSTM, too; else it has a layer as wide and
+            decides by what it sees alone, and so at once.
         prior: log odds of noise that a thousand parameters and more add to the judge's, a hundred
             and fewer nothing.
         scope: ``problem`` decides once for all parameters, ``tensor`` for each tensor by itself,
@@ -77,6 +79,7 @@ class Controller(PolicyRule):
         memory: int = 4,
         lstm_units: int = 32,
         hidden: Sequence[int] = (),
+        noise_remembers: bool = True,
         prior: float = 4.0,
         scope: str = "problem",
         seed: int = 0,
@@ -93,11 +96,15 @@ class Controller(PolicyRule):
         )
         self.memory, self.prior = memory, prior
         features, decisions = len(self.actuator.features), self.actuator.actions.size
+        self.noise_remembers = noise_remembers
+        first, units = ((), lstm_units) if noise_remembers else ((lstm_units,), 0)
         self.amid_noise = Recurrent().build(
-            (features, *hidden, decisions), lstm_units=lstm_units, seed=seed + 1
+            (features, *first, *hidden, decisions), lstm_units=units, seed=seed + 1
         )
-        # It remembers long, so its decisions move far at once.
-        self.amid_noise.learning_rate_factor = _AMID_NOISE_FACTOR
+        # A change is kept up there, and what remembers long moves its decisions the farther.
+        self.amid_noise.learning_rate_factor = (
+            _AMID_NOISE_FACTOR if noise_remembers else _WITHOUT_MEMORY
+        )
         # Not by the size: most problems with noise that it is trained on are the largest of all.
         assert self.actuator.features[-1].name == "size"
         self.judge = Recurrent().build((features - 1, 1), lstm_units=_JUDGE_UNITS, seed=seed + 2)
@@ -167,6 +174,7 @@ class Controller(PolicyRule):
             "memory": self.memory,
             "lstm_units": self.lstm_units,
             "hidden": list(self.hidden),
+            "noise_remembers": self.noise_remembers,
             "prior": self.prior,
             "scope": self.scope,
         }

@@ -1,13 +1,17 @@
 """The controller before training: a trust region that needs no scale and no tuning."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from learned_opt.actuators import get_actuator
 from learned_opt.errors import LearnedOptError
+from learned_opt.optim import LearnedOptimizer
 from learned_opt.rules import get_rule
 from learned_opt.rules.policy import Recurrent
+from learned_opt.rules.weights import load_rule, save_rule
 from learned_opt.tasks import Mixture, Rotated, get_task
 from learned_opt.trees import leaves
 from learned_opt.unroll import unroll
@@ -267,9 +271,9 @@ def test_a_span_that_is_all_of_space_leaves_no_direction_outside(dtype):
     assert num_whole > 16
 
 
-def with_a_judge_that_believes(odds):
+def with_a_judge_that_believes(odds, **settings):
     """Two nets that differ, of few parameters, and what the judge holds whatever it sees."""
-    rule = get_rule("controller", lstm_units=5, seed=3).double()
+    rule = get_rule("controller", lstm_units=5, seed=3, **settings).double()
     with torch.no_grad():
         for net in (rule, rule.amid_noise):
             net.layers[-1].weight.mul_(100)
@@ -287,8 +291,9 @@ def observations_of(*sizes):
 
 
 @pytest.mark.parametrize(("bias", "share"), [(-60.0, 0.0), (0.0, 0.5), (60.0, 1.0)])
-def test_the_judge_weighs_the_decisions_of_two_nets(bias, share):
-    rule = with_a_judge_that_believes(bias)
+@pytest.mark.parametrize("noise_remembers", [True, False])
+def test_the_judge_weighs_the_decisions_of_two_nets(bias, share, noise_remembers):
+    rule = with_a_judge_that_believes(bias, noise_remembers=noise_remembers)
     seen = torch.stack([observations_of(2.0, 50.0, 100.0) for _ in range(4)])
     memory = rule.init_memory((3,))
     calm, noisy = Recurrent.init_memory(rule, (3,)), rule.amid_noise.init_memory((3,))
@@ -381,3 +386,42 @@ def test_the_judge_sees_all_but_the_size_and_remembers():
         other[place] += 1
         assert (belief(other) == belief(seen[0])) == (name == "size"), name
         assert (belief(other, seen[1]) == belief(*seen)) == (name == "size"), name
+
+
+def test_a_net_for_noise_without_memory_decides_by_what_it_sees_alone():
+    """So at once, whatever was seen before; the net for none remembers still."""
+    rule = get_rule("controller", noise_remembers=False, lstm_units=8, seed=0)
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.rand(3, len(rule.actuator.features), generator=rng)
+    memory = rule.init_memory((3,))
+    assert memory["amid_noise"] == {} and set(memory) >= {"hidden", "cell", "judge"}
+    told = torch.ones(3, dtype=torch.bool)
+    with torch.no_grad():
+        first, memory = rule.outputs_told(seen, memory, told)
+        calm, memory = rule.outputs_told(seen, memory, ~told)
+        second, memory = rule.outputs_told(seen, memory, told)
+        later, _ = rule.outputs_told(seen, memory, ~told)
+    assert torch.equal(first, second) and not torch.allclose(calm, later)
+
+
+def test_a_controller_without_memory_amid_noise_is_saved_and_resumed(tmp_path):
+    path = save_rule(
+        get_rule("controller", noise_remembers=False, seed=3),
+        tmp_path / "a.safetensors",
+        metadata={},
+    )
+    rule = load_rule(str(path))
+    assert not rule.noise_remembers and rule.amid_noise.lstm is None
+    points = []
+    for stop in (6, 3):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+        optimizer = LearnedOptimizer([p], rule)
+        for t in range(6):
+            if t == stop:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = LearnedOptimizer([p], load_rule(str(path)))
+                optimizer.load_state_dict(state)
+            p.grad = p.detach().clone() + 0.1 * t
+            optimizer.step()
+        points.append(p.detach().clone())
+    assert torch.equal(*points)
