@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias, cast, final
@@ -239,9 +240,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         back = self._mover.returns(new)
         if back is not None and bool(back):
             lr, weight_decay = 1.0, 0.0
+        reach = self._mover.reach(new)
+        limit = math.inf if reach is None else float(reach)
         for name, p in tensors.items():
             if p.grad is not None:
-                _add(p, updates[name][0], lr, weight_decay, is_guarded=back is not None)
+                update = updates[name][0]
+                _add(p, update, lr, weight_decay, is_guarded=back is not None, reach=limit)
 
     def _moving(self, group: Group) -> dict[str, Tensor]:
         """The group's parameters by position, without those that cannot move.
@@ -349,13 +353,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 
 def _add(
-    p: Tensor, update: Tensor, lr: float | Tensor, weight_decay: float, *, is_guarded: bool
+    p: Tensor,
+    update: Tensor,
+    lr: float | Tensor,
+    weight_decay: float,
+    *,
+    is_guarded: bool,
+    reach: float,
 ) -> None:
-    """Add ``lr`` times the update in place, and shrink."""
+    """Add ``lr`` times the update in place, and shrink; no coordinate of either exceeds `reach`."""
     if (
         p.dtype == update.dtype
         and not isinstance(lr, Tensor)
-        and (not is_guarded or _is_harmless(p, update, lr, weight_decay))
+        and (not is_guarded or _is_harmless(p, update, lr, weight_decay, reach))
     ):
         if lr * weight_decay:
             p.mul_(1 - lr * weight_decay)
@@ -367,8 +377,10 @@ def _add(
     p.copy_(torch.where(moved.isfinite(), moved, p) if is_guarded else moved)
 
 
-def _is_harmless(p: Tensor, update: Tensor, lr: float, weight_decay: float) -> bool:
-    """Whether a look at the largest numbers shows that nothing becomes infinite."""
+def _is_harmless(p: Tensor, update: Tensor, lr: float, weight_decay: float, reach: float) -> bool:
+    """Whether nothing becomes infinite, by what is known or a look at the largest numbers."""
+    if max(abs(lr), abs(1 - lr * weight_decay)) * reach < torch.finfo(p.dtype).max:
+        return True
     if p.device.type != "cpu":
         return False  # Looking would wait for the device.
     moved, stayed = (max(t.amax().item(), -t.amin().item()) for t in (update, p))

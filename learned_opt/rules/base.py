@@ -112,6 +112,19 @@ class Rule(nn.Module, ABC):
         del state
         return None
 
+    def reach(self, state: Tree) -> Tensor | None:
+        """How large coordinates may be after the last updates.
+
+        Args:
+            state: what the last `forward` returned.
+
+        Returns:
+            ``[N]`` length of the point plus that of the update, infinite where the update goes
+            back, or None for a rule that does not know.
+        """
+        del state
+        return None
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able, that rebuild this rule's structure (without theta)."""
         return {}

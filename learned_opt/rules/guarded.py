@@ -179,6 +179,11 @@ class Guarded(Rule):
         book: Book = state["book"]  # type: ignore[assignment]
         return book["away"].gt(0)
 
+    def reach(self, state: Tree) -> Tensor:
+        """See `Rule.reach`."""
+        step: dict[str, Tensor] = state["step"]  # type: ignore[assignment]
+        return step["reach"].masked_fill(self.returns(state), torch.inf)
+
     def init(self, params: Params) -> Tree:
         """Both states, where to go back to, the last step, and the book."""
         size, point = num_problems(params), flatten(params).detach()
@@ -189,7 +194,10 @@ class Guarded(Rule):
             "rule": self.rule.init(params),
             "fallback": fallback,
             "anchor": {"point": point, "fallback": fallback, "loss": number},
-            "step": {"from": point, "length": number, "slope": number, "promise": number},
+            "step": {
+                "from": point,
+                **dict.fromkeys(("length", "slope", "promise", "reach"), number),
+            },
             "book": {**book, "knew_loss": torch.zeros_like(book["is_rule"])},
         }
 
@@ -239,6 +247,7 @@ class Guarded(Rule):
         if bool(ruling.wins.any()):
             self._report(ruling.wins, book, "back to", self.rule)
         step = {"from": point, "length": length, "slope": slope, "promise": promise}
+        step["reach"] = size + length
         goes_back = fails | sight.is_away
         book = advance(book)
         if bool(goes_back.any()):

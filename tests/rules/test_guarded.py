@@ -495,3 +495,19 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace_in_what_was_promised(loss
     for name in ("length", "slope", "promise"):
         assert state["step"][name].isfinite().all()
     assert state["step"]["promise"][0] == 0 < state["step"]["promise"][1]
+
+
+def test_reach_bounds_points_and_updates_and_is_infinite_on_the_way_back():
+    rule = Guarded(SGD(learning_rate=3.0), "adam", window=4)
+    params = {"x": torch.tensor([[3.0, -4.0], [1e-3, 0.0]], dtype=torch.float64)}
+    state, has_returned = rule.init(params), torch.zeros(2, dtype=torch.bool)
+    for _ in range(12):
+        updates, state = rule(params, state, params, loss=params["x"].square().sum(1) / 2)
+        reach, back = rule.reach(state), rule.returns(state)
+        assert torch.equal(reach.isinf(), back)
+        length = params["x"].norm(dim=1) + updates["x"].norm(dim=1)
+        assert_close(reach[~back], length[~back])
+        has_returned |= back
+        params = {"x": params["x"] + updates["x"]}
+    assert has_returned.all()
+    assert Adam().reach({}) is None
