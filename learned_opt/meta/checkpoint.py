@@ -17,6 +17,8 @@ import torch
 from learned_opt.errors import LearnedOptError, require
 
 _FORMAT = "learned_opt meta-training checkpoint 1"
+_LONG = 100
+"""Characters about one setting beyond which only what differs in it is printed."""
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -75,10 +77,27 @@ def require_same_settings(path: Path, saved: Mapping[str, Any], current: Mapping
     Raises:
         LearnedOptError: naming every setting that differs.
     """
-    names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
-    changes = "; ".join(
-        f"{name}: {saved.get(name)!r} there, {current.get(name)!r} here" for name in names
-    )
+    changes = "; ".join(_differences("", saved, current))
     require(
-        not names, f"checkpoint '{path}' was made with other settings ({changes}); cannot resume"
+        not changes,
+        f"checkpoint '{path}' was made with other settings ({changes}); cannot resume",
     )
+
+
+def _differences(name: str, saved: object, current: object) -> list[str]:
+    """Where two settings differ; of what is long only the entries, of lists only the first one."""
+    if saved == current:
+        return []
+    whole = f"{name}: {saved!r} there, {current!r} here"
+    is_short = bool(name) and len(whole) <= _LONG
+    if isinstance(saved, Mapping) and isinstance(current, Mapping) and not is_short:
+        inner = f"{name}." if name else ""
+        keys = {**saved, **current}
+        return [d for k in keys for d in _differences(f"{inner}{k}", saved.get(k), current.get(k))]
+    if isinstance(saved, list | tuple) and isinstance(current, list | tuple) and not is_short:
+        if len(saved) != len(current):
+            return [f"{name}: {len(saved)} of them there, {len(current)} here"]
+        for i, (a, b) in enumerate(zip(saved, current, strict=True)):
+            if a != b:
+                return _differences(f"{name}[{i}]", a, b)
+    return [whole]

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from learned_opt.errors import LearnedOptError
-from learned_opt.meta.checkpoint import read_checkpoint, write_checkpoint
+from learned_opt.meta.checkpoint import read_checkpoint, require_same_settings, write_checkpoint
 from learned_opt.meta.config import TrainConfig
 from learned_opt.meta.horizons import Fixed, LogUniform
 from learned_opt.meta.interrupts import Interrupted, deferred_signals
@@ -255,7 +256,7 @@ def test_other_settings_are_refused(tmp_path):
     assert "truncation" not in str(caught.value)
     with pytest.raises(LearnedOptError, match="rule: 'lstm' there, 'sgd' here"):
         train(tmp_path, rule=SGD(), resume=True)
-    with pytest.raises(LearnedOptError, match=r"rule_config: .*'hidden_size': 4.*'hidden_size': 5"):
+    with pytest.raises(LearnedOptError, match=r"rule_config\.hidden_size: 4 there, 5 here"):
         train(tmp_path, rule=CoordinatewiseLSTM(hidden_size=5), resume=True)
     with pytest.raises(LearnedOptError, match=r"dims: \[3, 2\] there, \[3\] here"):
         meta_train(lstm(), TASKS[0], config=CONFIG, out=tmp_path, resume=True)
@@ -316,3 +317,31 @@ def test_layouts_survive(tmp_path):
     transposed = torch.arange(12.0).reshape(3, 4).t()
     write_checkpoint(tmp_path / "c.pt", {"tensor": transposed})
     assert read_checkpoint(tmp_path / "c.pt")["tensor"].stride() == transposed.stride()
+
+
+@pytest.mark.parametrize(
+    ("saved", "current", "said"),
+    [
+        ({"seed": 1}, {"seed": 2}, "(seed: 1 there, 2 here)"),
+        ({"seed": 1}, {"dims": [2]}, "(seed: 1 there, None here; dims: None there, [2] here)"),
+        ({"rule": {"a": 1}}, {"rule": {"a": 2}}, "(rule: {'a': 1} there, {'a': 2} here)"),
+        (
+            {"rule": {"a": "a" * 99, "b": 2}},
+            {"rule": {"a": "a" * 99, "b": 3}},
+            "(rule.b: 2 there, 3 here)",
+        ),
+        ({"dims": list(range(99))}, {"dims": [0]}, "(dims: 99 of them there, 1 here)"),
+        (
+            {"losses": [["1", "2"], ["3", "4"], ["5"], *[["9"]] * 20]},
+            {"losses": [["1", "2"], ["3", "6"], ["7"], *[["9"]] * 20]},
+            "(losses[1]: ['3', '4'] there, ['3', '6'] here)",
+        ),
+    ],
+)
+def test_a_refusal_to_go_on_names_what_differs_and_no_more(saved, current, said):
+    require_same_settings(Path("c.pt"), current, current)
+    with pytest.raises(LearnedOptError) as raised:
+        require_same_settings(Path("c.pt"), saved, current)
+    assert (
+        str(raised.value) == f"checkpoint 'c.pt' was made with other settings {said}; cannot resume"
+    )
