@@ -1,6 +1,7 @@
 """The trust region against the straightforward way to compute it, which writes out all vectors."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -94,12 +95,15 @@ class Straightforward:
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
+            "highest_loss": scalar,
+            "is_ruined": scalar,
             "curvature": scalar,
             "first_norm": scalar,
             "least_norm": scalar,
             "surprise": scalar,
             "fall": scalar,
             "swing": scalar,
+            "jitter": scalar,
             "turned": scalar,
             "is_inside": scalar,
             "inside_lately": scalar,
@@ -145,6 +149,15 @@ class Straightforward:
         there = (x != 0).sum(1).to(x)
         unit = x.abs().sum(1) / there.clamp_min(1).sqrt()
         unit = torch.where(there > 0, unit, 0.15 * (g != 0).sum(1).clamp_min(1).sqrt())
+        jitter = torch.where(
+            is_known, 0.9 * s["jitter"] + 0.1 * (loss - s["loss"]).abs(), s["jitter"]
+        )
+        usual = jitter / (1 - _FAST ** s["steps"].clamp_min(1))
+        usual = torch.maximum(usual, 16 * torch.finfo(loss.dtype).eps * s["highest_loss"].abs())
+        excess = loss - s["highest_loss"] - 2 * torch.maximum(usual, s["predicted"])
+        is_ruined = is_known & (excess > 0)
+        highest = torch.where(is_ruined, s["highest_loss"], torch.fmax(s["highest_loss"], loss))
+        unit = torch.where(is_first, unit, s["unit"] * 0.5 ** is_ruined.to(unit))
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, radius, s["radius"])
         features = torch.stack(
@@ -184,15 +197,18 @@ class Straightforward:
             "grads": g,
             "radius": radius,
             "first_radius": first_radius,
-            "unit": torch.where(is_first, unit, s["unit"]),
+            "unit": unit,
             "loss": loss,
             "best_loss": best_loss,
+            "highest_loss": torch.where(is_first, loss, highest),
+            "is_ruined": is_ruined.to(loss),
             "curvature": largest,
             "first_norm": first_norm,
             "least_norm": least_norm,
             "surprise": surprise,
             "fall": fall,
             "swing": swing,
+            "jitter": jitter,
             "steps": count,
             # Only for `act`.
             "model": {
@@ -216,6 +232,7 @@ class Straightforward:
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
         goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
+        goes_back = torch.where(s["is_ruined"] > 0, 1.0, goes_back)
         # As steep as what is known, or just so steep that a step outside fills the radius.
         filling = safe_ratio(seen["rest"].norm(dim=1), radius.detach())
         tiny = torch.finfo(filling.dtype).tiny
@@ -583,3 +600,86 @@ def test_the_clock_goes_on_where_a_rule_takes_over():
     steps = torch.tensor([81])
     taken_over = radius(actuator.restart(point, learning_rate=rate, steps=steps), 20)
     assert_close(taken_over, fresh)
+
+
+def losses_seen(losses, *, factor=1.0, shift=0.0, slope=1e-3):
+    """By step: what was undone, and the clock's unit, along a straight way with these losses."""
+    actuator = get_actuator("trust_region")
+    # So flat that nothing is promised beside the losses.
+    x, g = torch.ones(1, 4).double(), slope * factor * torch.ones(1, 4).double()
+    state, undone, units = actuator.init(x, learning_rate=torch.ones(1)), [], []
+    decision, last = torch.zeros(1, 12).double(), None
+    decision[:, 7:9] = -1  # no noise, and it hardly goes back by itself
+    for loss in losses:
+        value = torch.tensor([factor * loss + shift], dtype=torch.float64)
+        _, state = actuator.observe(g, value, x, state)
+        step = actuator.act(decision, g, x, state, lambda n: torch.zeros(1, n).double())
+        undone.append(last is not None and torch.allclose(step.updates, -_BACK * last))
+        state, last = step.state, step.updates
+        units.append(state["unit"].item())
+    return undone, units
+
+
+NOISY = (2.3, 2.36, 2.29, 2.35, 2.31, 2.33, 2.27, 2.34)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (1e-4, 7.0), (1.0, -50.0)])
+def test_a_step_that_ruins_all_is_undone_and_slows_the_clock(factor, shift):
+    """Far above what the loss was ever; noise is not, and later leaps are told as the first is."""
+    undone, units = losses_seen((*NOISY, 12.0, 2.32, 2.3, 2.34), factor=factor, shift=shift)
+    assert undone == [t == len(NOISY) for t in range(len(undone))]
+    assert units == [units[0]] * len(NOISY) + [units[0] / 2] * 4
+    # What was undone is not the highest: as much again is as bad, once changes are usual again.
+    losses = (*NOISY, 12.0, *(2.3, 2.35) * 40, 12.0)
+    undone, units = losses_seen(losses, factor=factor, shift=shift)
+    assert sum(undone) == 2 and undone[-1] and units[-1] == units[0] / 4
+
+
+@pytest.mark.parametrize(("excess", "is_ruin"), [(0.9, False), (1.1, True)])
+def test_a_ruin_is_twice_the_mean_change_above_the_highest(excess, is_ruin):
+    """Solved for the loss, which is in its own mean change, of weight 0.1 before debiasing."""
+    changes = [abs(b - a) for a, b in pairwise(NOISY)]
+    share = 0.1 / (1 - 0.9 ** (len(changes) + 1))
+    before = share * sum(c * 0.9 ** (k + 1) for k, c in enumerate(reversed(changes)))
+    last, highest = NOISY[-1], max(NOISY)
+    # loss - highest = 2 (before + share (loss - last))
+    loss = (highest + 2 * before - 2 * share * last) / (1 - 2 * share)
+    undone, units = losses_seen((*NOISY, highest + excess * (loss - highest), 2.3))
+    assert undone == [is_ruin and t == len(NOISY) for t in range(len(undone))]
+    assert units[-1] == units[0] * (0.5 if is_ruin else 1.0)
+
+
+def test_white_noise_is_seldom_taken_for_a_ruin():
+    """A thirtieth of all runs take one early loss for it, and no later one."""
+    actuator, rng = get_actuator("trust_region"), torch.Generator().manual_seed(0)
+    x, g = torch.ones(2000, 1), 1e-6 * torch.ones(2000, 1)
+    state, decision = actuator.init(x, learning_rate=torch.ones(2000)), torch.zeros(2000, 12)
+    decision[:, 7] = -1
+    share = []
+    for _ in range(60):
+        _, state = actuator.observe(g, torch.randn(2000, generator=rng), x, state)
+        state = actuator.act(decision, g, x, state, lambda n: torch.zeros(2000, n)).state
+        share.append((state["unit"] < 1).double().mean().item())
+    assert 0.02 < share[30] < share[-1] + 1e-9 < share[30] + 0.001 < 0.04
+
+
+def test_a_loss_that_overflows_is_a_ruin_and_later_ones_are_seen():
+    undone, units = losses_seen((*NOISY, math.inf, *NOISY, 12.0, 2.3))
+    assert [t for t, u in enumerate(undone) if u] == [len(NOISY), 2 * len(NOISY) + 1]
+    assert units[-1] == units[0] / 4
+
+
+def test_the_rounding_of_a_loss_is_no_ruin():
+    last = 1.0 + 16 * torch.finfo(torch.float64).eps
+    _, units = losses_seen((*[1.0] * 200, last, *[1.0] * 3), slope=0.0)
+    assert units == [units[0]] * 204
+
+
+def test_a_loss_that_was_as_high_before_is_no_ruin():
+    undone, units = losses_seen((12.0, 6.0, 3.0, 2.0, 2.1, 2.0, 11.9))
+    assert not any(undone) and units == [units[0]] * 7
+
+
+def test_without_losses_nothing_is_known_to_be_ruined():
+    undone, units = losses_seen((math.nan,) * 6)
+    assert not any(undone) and units == [units[0]] * 6

@@ -49,6 +49,8 @@ _TIMED = 0.4
 learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
 length of the parameters it differs more, since an embedding may be most of that."""
 _PATIENCE = math.log(0.1)
+_RUIN = 2.0
+"""Usual changes of the loss that one may exceed all others by."""
 _RUNS = 32
 """Noise falls on one part in so many of a long vector at a step."""
 
@@ -71,6 +73,10 @@ class TrustRegion(Actuator):
     what the last prediction was worth, as a share of the parameters' mean magnitude over the root
     of the number of steps; Adam's step may take the place of the trusted one, shorter where
     gradients disagree; and the momentum may average ten times as many gradients, from 10 to 100.
+
+    One thing is not for decisions to say: a step after which the loss is higher than ever before,
+    by more than twice its usual change, is undone, and from then on the clock goes by half the
+    magnitude.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no
@@ -188,12 +194,15 @@ class TrustRegion(Actuator):
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
+            "highest_loss": scalar,
+            "is_ruined": scalar,
             "curvature": scalar,
             "first_norm": scalar,
             "least_norm": scalar,
             "surprise": scalar,
             "fall": scalar,
             "swing": scalar,
+            "jitter": scalar,
             "turned": scalar,
             "is_inside": scalar,
             "inside_lately": scalar,
@@ -238,7 +247,7 @@ class TrustRegion(Actuator):
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
         # A decrease that drowns in the rounding of the loss is taken from gradients, too.
-        is_resolved = s["predicted"] > 16 * torch.finfo(loss.dtype).eps * loss.abs()
+        is_resolved = s["predicted"] > _rounding(loss)
         by_slopes = -0.5 * (seen.along_last + seen.old_along_last)
         decrease = torch.where(is_known & is_resolved, fallen, by_slopes)
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
@@ -249,12 +258,13 @@ class TrustRegion(Actuator):
         surprise = torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2).masked_fill(is_first, 0)
         fall = torch.lerp(s["fall"], decrease, 1 - FAST)
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - FAST)
-        first_norm = torch.where(is_first, norm, s["first_norm"])
-        least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
+        jitter, highest_loss, is_ruined = _ruin(s, loss, fallen.where(is_known, torch.nan))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
         scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
         unit = torch.where(s["unit"] > 0, s["unit"], 0.15 * active.sqrt())
-        scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
+        unit = torch.where(is_ruined, 0.5 * unit, unit)
+        first_norm = torch.where(is_first, norm, s["first_norm"])
+        least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
         fading = 1 - SLOW**count
@@ -329,12 +339,15 @@ class TrustRegion(Actuator):
             "unit": unit,
             "loss": loss,
             "best_loss": best_loss,
+            "highest_loss": highest_loss,
+            "is_ruined": is_ruined.to(loss),
             "curvature": largest,
             "first_norm": first_norm,
             "least_norm": least_norm,
             "surprise": surprise,
             "fall": fall,
             "swing": swing,
+            "jitter": jitter,
             "steps": count,
             "remembers": remembers,
             # Only for `act`.
@@ -370,6 +383,7 @@ class TrustRegion(Actuator):
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
         goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
+        goes_back = torch.maximum(goes_back, s["is_ruined"])
         # As steep as what is known, or just so steep that a step outside fills the radius.
         filling = safe_ratio(seen["norm"], radius.detach())
         steep, filling = (3 * a[1]).exp() * largest, filling.clamp_min(tiny)
@@ -442,6 +456,31 @@ def _nominal_radius(
         torch.where(is_first, first, s["first_radius"]),
         (~is_first & (ratio < 0)).to(old),
     )
+
+
+def _ruin(s: dict[str, Tensor], loss: Tensor, fallen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss's usual change, the highest loss that was no ruin, and whether this one is.
+
+    Args:
+        s: state.
+        loss: ``[N]``.
+        fallen: by how much the loss fell; NaN is not known.
+    """
+    # Of the loss itself: gradients know nothing of its noise. This change is among them, so the
+    # first ones cannot stand out.
+    change = torch.where(fallen.isfinite(), fallen.abs(), s["jitter"])
+    jitter = torch.lerp(s["jitter"], change, 1 - FAST)
+    usual = torch.maximum(jitter / (1 - FAST ** s["steps"].clamp_min(1)), s["predicted"])
+    highest = s["highest_loss"]
+    usual = torch.maximum(usual, _rounding(highest))
+    is_ruined = ~fallen.isnan() & (loss - highest > _RUIN * usual)
+    new = torch.where(s["steps"] > 0, torch.fmax(highest, loss), loss)
+    return jitter, torch.where(is_ruined, highest, new), is_ruined
+
+
+def _rounding(loss: Tensor) -> Tensor:
+    """Changes of a loss that mean nothing."""
+    return 16 * torch.finfo(loss.dtype).eps * loss.abs()
 
 
 def _trusted_weights(
