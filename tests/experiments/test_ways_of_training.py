@@ -24,7 +24,9 @@ from learned_opt.tasks import get_task
 EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
 sys.path.insert(0, EXPERIMENTS)
 try:
+    import _ways_runs as runs
     import ways_of_training as script
+    from _capped import GROUPS, Times, entries_of
     from _timed_training import Timed, train_for
 finally:
     sys.path.remove(EXPERIMENTS)
@@ -138,39 +140,39 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
 
 def test_parts_keep_their_weights_and_targets():
     mixture = get_preset("controller").mixture()
-    parts = script.picked(mixture, script.PARTS)
-    assert len(parts) == len(script.PARTS) == 11
+    parts = runs.all_parts()
+    assert len(parts) == len(runs.PARTS) == 11
     known = [(part.task.name, part.task.dim, part.weight, part.epsilon) for part in mixture]
     assert all((p.task.name, p.task.dim, p.weight, p.epsilon) in known for p in parts)
-    tasks, weights = script.batched(parts)
+    tasks, weights = runs.batched(parts)
     assert [task.is_stochastic for task in tasks] == [False, True, True, True]
     assert weights[1:] == tuple(part.weight for part in parts if part.task.is_stochastic)
     assert weights[0] == sum(part.weight for part in parts if not part.task.is_stochastic)
     assert tasks[0]._weights.sum() == weights[0]
     with pytest.raises(LearnedOptError, match="the preset's mixture has no nothing-3"):
-        script.picked(mixture, ["nothing-3"])
+        runs.picked(mixture, ["nothing-3"])
 
 
-@pytest.mark.parametrize("way", script.WAYS)
+@pytest.mark.parametrize("way", runs.WAYS)
 def test_every_way_has_settings_that_its_estimator_takes(way, tmp_path):
-    job = script.Job(
+    job = runs.Job(
         way=way, rate=0.01, seed=3, seconds=1.0, folder=tmp_path, num_scores=1, small=True
     )
-    tasks, config = script.configured(job, script.picked_for(job))
+    tasks, config = runs.configured(job, runs.all_parts()[::5])
     estimator = configured_estimator(config, tasks)
-    assert config.estimator == script.WAYS[way].estimator and config.seed == 3
-    assert getattr(estimator, "twins", False) == script.WAYS[way].plays
+    assert config.estimator == runs.WAYS[way].estimator and config.seed == 3
+    assert getattr(estimator, "twins", False) == runs.WAYS[way].plays
 
 
 def test_the_noisy_mixture_holds_what_is_called_seen():
-    (noisy,) = script.picked(get_preset("controller").mixture(), ["noisy(mixture)-16"])
+    (noisy,) = runs.picked(get_preset("controller").mixture(), ["noisy(mixture)-16"])
     names = [task.name.rsplit("(", 1)[-1].rstrip(")") for task in noisy.task.inner.tasks]
-    assert sorted(names) == sorted(script.SEEN)
+    assert sorted(names) == sorted(runs.SEEN)
 
 
 def test_the_rate_is_chosen_by_the_mean_over_seeds(tmp_path):
     def tried(rate, seed, score):
-        job = script.Job(
+        job = runs.Job(
             way="ppo", rate=rate, seed=seed, seconds=1, folder=tmp_path, num_scores=1, small=True
         )
         return job, Timed(seconds=1, outer_steps=1, nonfinite=0, clock=[], steps=[], scores=[score])
@@ -181,11 +183,11 @@ def test_the_rate_is_chosen_by_the_mean_over_seeds(tmp_path):
 
 def test_the_table_has_means_and_each_seed(tmp_path):
     settings = script.Settings(suites=("quick",), out=tmp_path)
-    names = script.names_of(script.picked(get_preset("controller").mixture(), script.PARTS))
-    labels = list(script.entries_of(settings.suites, names))
+    names = runs.names_of(runs.all_parts())
+    labels = list(entries_of(settings.suites, names))
 
     def measured(way, seed, steps):
-        job = script.Job(
+        job = runs.Job(
             way=way, rate=1e-3, seed=seed, seconds=60, folder=tmp_path, num_scores=1, small=False
         )
         # One run was scored once less: a step of it was too long.
@@ -194,10 +196,10 @@ def test_the_table_has_means_and_each_seed(tmp_path):
         run = Timed(
             seconds=60, outer_steps=9, nonfinite=0, clock=clock, steps=[0] * 3, scores=scores
         )
-        times = {label: script.Times(means=np.full(3, steps), solved=0.5) for label in labels}
-        return script.Measured(job, run, times)
+        times = {label: Times(means=np.full(3, steps), solved=0.5) for label in labels}
+        return runs.Measured(job, run, times)
 
-    factors = dict(zip(script.WAYS, (1, 2, 3, 4), strict=True))
+    factors = dict(zip(runs.WAYS, (1, 2, 3, 4), strict=True))
     found = [measured(w, s, f * (20.0, 80.0)[s]) for w, f in factors.items() for s in (0, 1)]
     script.write(settings, [], found, Console(quiet=True))
     results = json.loads((tmp_path / "results.json").read_text())
@@ -209,7 +211,7 @@ def test_the_table_has_means_and_each_seed(tmp_path):
     ]
     for way, factor in factors.items():
         own = results["ways"][way]
-        for group in script.GROUPS:
+        for group in GROUPS:
             ratios = [own[of]["ratio"][group] for of in ("mean",)]
             ratios += [own["seeds"][seed]["ratio"][group] for seed in "01"]
             # PPO's seeds take 20 and 80 steps, 40 in the geometric mean.
