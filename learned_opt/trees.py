@@ -180,6 +180,11 @@ def squared_norm(tree: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
+def depth(params: Mapping[str, Tensor]) -> int:
+    """How many of the tensors ``[N, ...]`` are matrices or more: factors, one after another."""
+    return sum(p.dim() > 2 for p in params.values())
+
+
 def num_problems(tree: Mapping[str, Tensor]) -> int:
     """The length of the problem axis."""
     return next(iter(tree.values())).shape[0]

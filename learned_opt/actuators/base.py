@@ -78,30 +78,34 @@ class Actuator(ABC):
     needs_loss: ClassVar[bool] = True
 
     @abstractmethod
-    def init(self, params: Tensor, *, learning_rate: Tensor) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
         """The state before the first step.
 
         Args:
             params: starting points ``[N, P]``.
             learning_rate: ``[N]`` the initial step size, in the caller's units.
+            depth: how many matrices the parameters are made of, 0 if none or not known.
 
         Returns:
             A tree of tensors ``[N, ...]``.
         """
 
-    def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
+    def restart(
+        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, depth: int = 0
+    ) -> Tree:
         """The state of who takes over under way.
 
         Args:
             params: points ``[N, P]``.
             learning_rate: as for `init`.
             steps: ``[N]`` how many steps have led there, positive.
+            depth: as for `init`.
 
         Returns:
             A tree as from `init`; the same unless an actuator begins with long steps.
         """
         del steps
-        return self.init(params, learning_rate=learning_rate)
+        return self.init(params, learning_rate=learning_rate, depth=depth)
 
     @abstractmethod
     def observe(

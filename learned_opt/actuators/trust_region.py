@@ -48,6 +48,9 @@ _TIMED = 0.4
 """First length by the clock over that of the parameters if all had their mean magnitude. A tuned
 learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
 length of the parameters it differs more, since an embedding may be most of that."""
+_LEAST_DEPTH, _USUAL_DEPTH, _MOST_DEPTH = 2, 3, 7
+"""Matrices, as in networks trained on. A share of each of L factors changes their product by about
+L times as much (Bernstein et al. 2020, arXiv:2002.03432), so by the clock lengths go by 1 / L."""
 _PATIENCE = math.log(0.1)
 _RUIN = 2.0
 """Usual changes of the loss that one may exceed all others by."""
@@ -70,9 +73,10 @@ class TrustRegion(Actuator):
     Decisions multiply the radius, the curvature outside of the span and the length of unbounded
     steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
     decrease of the loss in noise, three more matter: the radius may go by the clock instead of by
-    what the last prediction was worth, as a share of the parameters' mean magnitude over the root
-    of the number of steps; Adam's step may take the place of the trusted one, shorter where
-    gradients disagree; and the momentum may average ten times as many gradients, from 10 to 100.
+    what the last prediction was worth, as a share of the parameters' mean magnitude over the number
+    of matrices and the root of the number of steps; Adam's step may take the place of the trusted
+    one, shorter where gradients disagree; and the momentum may average ten times as many gradients,
+    from 10 to 100.
 
     One thing is not for decisions to say: a step after which the loss is higher than ever before,
     by more than twice its usual change, is undone, and from then on the clock goes by half the
@@ -95,7 +99,8 @@ class TrustRegion(Actuator):
 
     References:
         Nocedal and Wright 2006, chapter 4 (trust regions); Dauphin et al. 2014 (arXiv:1406.2572),
-        saddle-free steps in a subspace.
+        saddle-free steps in a subspace; Bernstein et al. 2020 (arXiv:2002.03432), how far a
+        product of matrices moves with its factors.
     """
 
     name: ClassVar[str] = "trust_region"
@@ -174,13 +179,15 @@ class TrustRegion(Actuator):
         """Steps remembered."""
         return {"memory": self.memory}
 
-    def init(self, params: Tensor, *, learning_rate: Tensor) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
         """See `Actuator.init`; nothing known, nothing moved."""
         del learning_rate
         vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
         x = sampled(params.detach())
         # Zeros say nothing of a unit; they pad problems of a mixture, or wait to be learned.
         unit = safe_ratio(torch.linalg.vector_norm(x, ord=1, dim=1), (x != 0).sum(1).to(x).sqrt())
+        # Of as many factors each may change by as much less.
+        unit = unit * (_USUAL_DEPTH / min(max(depth or _USUAL_DEPTH, _LEAST_DEPTH), _MOST_DEPTH))
         return {
             "memory": init_memory(params, self.memory),
             "grads": torch.zeros_like(sampled(params)),
@@ -212,11 +219,13 @@ class TrustRegion(Actuator):
             "remembers": scalar,
         }
 
-    def restart(self, params: Tensor, *, learning_rate: Tensor, steps: Tensor) -> Tree:
+    def restart(
+        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, depth: int = 0
+    ) -> Tree:
         """See `Actuator.restart`; the clock goes on, so the first radius is a short one."""
         size = torch.linalg.vector_norm(sampled(params), dim=1)
         return {
-            **self.init(params, learning_rate=learning_rate),
+            **self.init(params, learning_rate=learning_rate, depth=depth),
             "first_radius": _FIRST * size * steps.to(size).rsqrt(),
             "earlier": steps.to(size) - 1,
         }

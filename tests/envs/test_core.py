@@ -353,6 +353,15 @@ def test_the_unit_of_the_step_size_is_the_tasks():
     assert_close(rate, torch.full((2,), 0.1 / get_task("rosenbrock").smoothness).double())
 
 
+def test_an_actuator_is_told_the_depth():
+    core = make_core(
+        get_actuator("trust_region"), task="deep_linear", task_settings={"depth": 6}, compile=False
+    )
+    state = core.initial(keys(2))
+    unknown = core.actuator.init(state.point, learning_rate=torch.ones(2))
+    assert_close(state.actuator["unit"], 0.5 * unknown["unit"])
+
+
 def test_kicks_are_spent_on_the_coordinates_that_a_problem_uses():
     """In a mixture a kick moves the problem's own coordinates, by as much as it would alone."""
     entries = [{"task": "monkey_saddle"}, {"task": "strict_saddle", "task_settings": {"dim": 30}}]

@@ -130,9 +130,12 @@ def test_each_task_has_its_own_smallest_target():
     )
 
 
-def test_an_arena_plays_what_the_inner_loop_runs(bold):
+@pytest.mark.parametrize(
+    "task", [get_task("strict_saddle", dim=4), get_task("deep_linear", depth=5)]
+)
+def test_an_arena_plays_what_the_inner_loop_runs(bold, task):
     """With the rule's own decisions and the loss in sight, lanes are runs of `unroll`."""
-    task, rule = get_task("strict_saddle", dim=4), bold.double()
+    rule = bold.double()
     problems = task.sample(6, seed=3, dtype=torch.float64)
     arena = Arena(
         task=task,

@@ -13,7 +13,7 @@ from learned_opt.rules import get_rule
 from learned_opt.rules.policy import Recurrent
 from learned_opt.rules.weights import load_rule, save_rule
 from learned_opt.tasks import Mixture, Rotated, get_task
-from learned_opt.trees import leaves
+from learned_opt.trees import flatten, leaves
 from learned_opt.unroll import unroll
 
 NOISE, STEADINESS = map(get_actuator("trust_region").actions.names.index, ("noise", "steadiness"))
@@ -350,6 +350,26 @@ def test_the_clocks_unit_is_the_same_alone_and_padded_in_a_mixture():
     for point, unit in zip(points, units, strict=True):
         alone = point[None, : 30 if point[2:].any() else 2]
         assert_close(unit, actuator.init(alone, learning_rate=alone[:, 0])["unit"][0])
+
+
+@pytest.mark.parametrize("scope", ["problem", "tensor"])
+@pytest.mark.parametrize(
+    ("depth", "factors"), [(0, 3), (1, 2), (2, 2), (3, 3), (6, 6), (7, 7), (50, 7)]
+)
+def test_the_clock_goes_by_the_number_of_matrices(depth, factors, scope):
+    """Three times a length over their number, from two to seven; vectors do not tell theirs."""
+    rule = get_rule("controller", lstm_units=2, scope=scope)
+    params = {f"w{k}": torch.full((1, 2, 3), 0.5) for k in range(depth)}
+    params["b"] = torch.full((1, 4), 0.5)
+    started = [
+        rule.init(params),
+        # As where a guard hands back.
+        rule.restart(params, torch.tensor([9])),
+    ]
+    sizes = [flatten(params).shape[1]] if scope == "problem" else [*[6] * depth, 4]
+    for state in started:
+        units = [own["actuator"]["unit"].item() for own in state.values()]
+        assert units == pytest.approx([0.5 * n**0.5 * 3 / factors for n in sizes])
 
 
 def test_told_of_noise_each_net_learns_its_own_trade():
