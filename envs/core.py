@@ -30,7 +30,7 @@ from learned_opt.errors import LearnedOptError, require, unknown_name
 from learned_opt.tasks import get_task
 from learned_opt.tasks.base import Problems, Task
 from learned_opt.tasks.transforms import transformed
-from learned_opt.trees import Tree, depth, flatten, unflatten
+from learned_opt.trees import Tree, flatten, num_matrices, unflatten
 from learned_opt.unroll import loss_and_grads
 
 _INSTANCE, _LEARNING_RATE, _STEPS = range(3)
@@ -170,7 +170,9 @@ class OptimizationCore:
         zeros = torch.zeros(lanes, dtype=torch.int64)
         keys = streams.combine(keys, _STEPS)
         seen, exact, grads = self._evaluate(point, problems, keys, zeros)
-        started = self.actuator.init(point, learning_rate=rate, depth=depth(problems.params))
+        started = self.actuator.init(
+            point, learning_rate=rate, num_matrices=num_matrices(problems.params)
+        )
         observation, actuator = self.actuator.observe(grads, seen, point, started)
         facts = problems.facts
         # A start or a saddle at the minimum would make every ratio meaningless.

@@ -176,9 +176,9 @@ class _FixedHeavyBall(Actuator):
         self.features = ()
         self.actions = ActionSpace(("multiplier", "momentum"), is_discrete=False)
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`."""
-        del depth
+        del num_matrices
         return {"learning_rate": learning_rate.to(params), "momentum": torch.zeros_like(params)}
 
     def observe(

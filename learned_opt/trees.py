@@ -180,8 +180,8 @@ def squared_norm(tree: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-def depth(params: Mapping[str, Tensor]) -> int:
-    """How many of the tensors ``[N, ...]`` are matrices or more: factors, one after another."""
+def num_matrices(params: Mapping[str, Tensor]) -> int:
+    """How many of the tensors ``[N, ...]`` have two axes or more beside the batch's."""
     return sum(p.dim() > 2 for p in params.values())
 
 

@@ -24,9 +24,9 @@ def test_flatten_and_unflatten_are_inverse():
 
 
 def test_depth_counts_matrices_and_what_has_more_axes():
-    assert trees.depth(params()) == 1
-    assert trees.depth({**params(), "k": torch.zeros(3, 2, 2, 5)}) == 2
-    assert trees.depth({"x": torch.zeros(3, 7)}) == 0
+    assert trees.num_matrices(params()) == 1
+    assert trees.num_matrices({**params(), "k": torch.zeros(3, 2, 2, 5)}) == 2
+    assert trees.num_matrices({"x": torch.zeros(3, 7)}) == 0
 
 
 def test_squared_norm_sums_over_all_tensors_of_a_problem():

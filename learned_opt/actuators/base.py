@@ -78,20 +78,20 @@ class Actuator(ABC):
     needs_loss: ClassVar[bool] = True
 
     @abstractmethod
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """The state before the first step.
 
         Args:
             params: starting points ``[N, P]``.
             learning_rate: ``[N]`` the initial step size, in the caller's units.
-            depth: how many matrices the parameters are made of, 0 if none or not known.
+            num_matrices: how many matrices the parameters are made of, 0 if none or not known.
 
         Returns:
             A tree of tensors ``[N, ...]``.
         """
 
     def restart(
-        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, depth: int = 0
+        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, num_matrices: int = 0
     ) -> Tree:
         """The state of who takes over under way.
 
@@ -99,13 +99,13 @@ class Actuator(ABC):
             params: points ``[N, P]``.
             learning_rate: as for `init`.
             steps: ``[N]`` how many steps have led there, positive.
-            depth: as for `init`.
+            num_matrices: as for `init`.
 
         Returns:
             A tree as from `init`; the same unless an actuator begins with long steps.
         """
         del steps
-        return self.init(params, learning_rate=learning_rate, depth=depth)
+        return self.init(params, learning_rate=learning_rate, num_matrices=num_matrices)
 
     @abstractmethod
     def observe(

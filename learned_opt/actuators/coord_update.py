@@ -86,9 +86,9 @@ class CoordUpdate(Actuator):
         """The gain."""
         return {"gain": self.gain}
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`."""
-        del depth
+        del num_matrices
         vector = torch.zeros_like(params)
         return {
             "trajectory": init_trajectory(params),

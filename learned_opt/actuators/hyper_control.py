@@ -90,9 +90,9 @@ class HyperControl(Actuator):
             "noise": self.noise,
         }
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`."""
-        del depth
+        del num_matrices
         scalar = params.new_zeros(len(params))
         return {
             "trajectory": init_trajectory(params),

@@ -63,9 +63,9 @@ class LearningRate(Actuator):
         """Factor and momentum."""
         return {"factor": self.factor, "momentum": self.momentum}
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`."""
-        del depth
+        del num_matrices
         return {
             "trajectory": init_trajectory(params),
             "momentum": torch.zeros_like(params),

@@ -112,9 +112,9 @@ class SaddleEscape(Actuator):
             "momentum": self.momentum,
         }
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`."""
-        del depth
+        del num_matrices
         vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
         return {
             "trajectory": init_trajectory(params),

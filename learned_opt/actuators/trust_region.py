@@ -48,12 +48,13 @@ _TIMED = 0.4
 """First length by the clock over that of the parameters if all had their mean magnitude. A tuned
 learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
 length of the parameters it differs more, since an embedding may be most of that."""
-_LEAST_DEPTH, _USUAL_DEPTH, _MOST_DEPTH = 2, 3, 7
-"""Matrices, as in networks trained on. A share of each of L factors changes their product by about
-L times as much (Bernstein et al. 2020, arXiv:2002.03432), so by the clock lengths go by 1 / L."""
+_FEWEST, _USUAL, _MOST = 2, 3, 7
+"""Matrices, as in networks that are trained on; the middle one is for what has none. A share of
+each of L factors changes their product by about L times as much (Bernstein et al. 2020,
+arXiv:2002.03432), so by the clock lengths go by 1 / L."""
 _PATIENCE = math.log(0.1)
-_RUIN = 2.0
-"""Usual changes of the loss that one may exceed all others by."""
+_SPIKE = 2.0
+"""Usual changes of the loss that make a spike of a loss, above the highest so far."""
 _RUNS = 32
 """Noise falls on one part in so many of a long vector at a step."""
 
@@ -179,15 +180,14 @@ class TrustRegion(Actuator):
         """Steps remembered."""
         return {"memory": self.memory}
 
-    def init(self, params: Tensor, *, learning_rate: Tensor, depth: int = 0) -> Tree:
+    def init(self, params: Tensor, *, learning_rate: Tensor, num_matrices: int = 0) -> Tree:
         """See `Actuator.init`; nothing known, nothing moved."""
         del learning_rate
         vector, scalar = torch.zeros_like(params), params.new_zeros(len(params))
         x = sampled(params.detach())
         # Zeros say nothing of a unit; they pad problems of a mixture, or wait to be learned.
         unit = safe_ratio(torch.linalg.vector_norm(x, ord=1, dim=1), (x != 0).sum(1).to(x).sqrt())
-        # Of as many factors each may change by as much less.
-        unit = unit * (_USUAL_DEPTH / min(max(depth or _USUAL_DEPTH, _LEAST_DEPTH), _MOST_DEPTH))
+        unit = unit * (_USUAL / min(max(num_matrices or _USUAL, _FEWEST), _MOST))
         return {
             "memory": init_memory(params, self.memory),
             "grads": torch.zeros_like(sampled(params)),
@@ -201,15 +201,16 @@ class TrustRegion(Actuator):
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
-            "highest_loss": scalar,
-            "is_ruined": scalar,
+            "highest_loss": torch.full_like(scalar, torch.nan),
+            "jitter": scalar,
+            "jitters": scalar,
+            "is_spike": scalar,
             "curvature": scalar,
             "first_norm": scalar,
             "least_norm": scalar,
             "surprise": scalar,
             "fall": scalar,
             "swing": scalar,
-            "jitter": scalar,
             "turned": scalar,
             "is_inside": scalar,
             "inside_lately": scalar,
@@ -220,12 +221,12 @@ class TrustRegion(Actuator):
         }
 
     def restart(
-        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, depth: int = 0
+        self, params: Tensor, *, learning_rate: Tensor, steps: Tensor, num_matrices: int = 0
     ) -> Tree:
         """See `Actuator.restart`; the clock goes on, so the first radius is a short one."""
         size = torch.linalg.vector_norm(sampled(params), dim=1)
         return {
-            **self.init(params, learning_rate=learning_rate, depth=depth),
+            **self.init(params, learning_rate=learning_rate, num_matrices=num_matrices),
             "first_radius": _FIRST * size * steps.to(size).rsqrt(),
             "earlier": steps.to(size) - 1,
         }
@@ -267,13 +268,14 @@ class TrustRegion(Actuator):
         surprise = torch.lerp(s["surprise"], (ratio - 1).abs(), 0.2).masked_fill(is_first, 0)
         fall = torch.lerp(s["fall"], decrease, 1 - FAST)
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - FAST)
-        jitter, highest_loss, is_ruined = _ruin(s, loss, fallen.where(is_known, torch.nan))
+        first_norm = torch.where(is_first, norm, s["first_norm"])
+        least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
+        spike = _look_for_spike(s, loss, fallen.where(is_known, torch.nan))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
         scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
         unit = torch.where(s["unit"] > 0, s["unit"], 0.15 * active.sqrt())
-        unit = torch.where(is_ruined, 0.5 * unit, unit)
-        first_norm = torch.where(is_first, norm, s["first_norm"])
-        least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
+        unit = torch.where(spike["is_spike"] > 0, 0.5 * unit, unit)
+        scale = torch.where(s["first_radius"] > 0, s["first_radius"], scale)
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
         fading = 1 - SLOW**count
@@ -348,15 +350,13 @@ class TrustRegion(Actuator):
             "unit": unit,
             "loss": loss,
             "best_loss": best_loss,
-            "highest_loss": highest_loss,
-            "is_ruined": is_ruined.to(loss),
+            **spike,
             "curvature": largest,
             "first_norm": first_norm,
             "least_norm": least_norm,
             "surprise": surprise,
             "fall": fall,
             "swing": swing,
-            "jitter": jitter,
             "steps": count,
             "remembers": remembers,
             # Only for `act`.
@@ -392,7 +392,7 @@ class TrustRegion(Actuator):
         whole = a[6].clamp_min(0)
         shake = (7 * a[7] - 8).exp() * (a[7] > -1)
         goes_back = seen["is_bad"] * (5 * a[8] + 2).sigmoid()
-        goes_back = torch.maximum(goes_back, s["is_ruined"])
+        goes_back = torch.maximum(goes_back, s["is_spike"])
         # As steep as what is known, or just so steep that a step outside fills the radius.
         filling = safe_ratio(seen["norm"], radius.detach())
         steep, filling = (3 * a[1]).exp() * largest, filling.clamp_min(tiny)
@@ -434,7 +434,8 @@ class TrustRegion(Actuator):
             **{name: leaf for name, leaf in state.items() if name != "model"},
             "memory": add_step(memory, move),
             "radius": radius,
-            "predicted": predicted,
+            # Of an undone step nothing is to be learned.
+            "predicted": torch.where(s["is_spike"] > 0, 0.0, predicted),
             "forgets": (1 - FAST) * (_PATIENCE * a[11].detach().clamp_min(0)).exp(),
             "turned": safe_ratio(along, length * lengths[:, -1]),
             "is_inside": is_inside,
@@ -467,24 +468,39 @@ def _nominal_radius(
     )
 
 
-def _ruin(s: dict[str, Tensor], loss: Tensor, fallen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss's usual change, the highest loss that was no ruin, and whether this one is.
+def _look_for_spike(s: dict[str, Tensor], loss: Tensor, fallen: Tensor) -> dict[str, Tensor]:
+    """Whether the loss is far higher than ever, by its usual change.
+
+    That is the mean size of the changes so far, this one included, so the first two can be none;
+    or what was promised, if that is more. Changes of the loss, not of what gradients say, which
+    know nothing of its noise. After a spike the step is undone, so what follows is none.
 
     Args:
         s: state.
         loss: ``[N]``.
-        fallen: by how much the loss fell; NaN is not known.
+        fallen: ``[N]`` by how much it fell; NaN if that is not known.
+
+    Returns:
+        New entries of the state, ``[N]`` each.
     """
-    # Of the loss itself: gradients know nothing of its noise. This change is among them, so the
-    # first ones cannot stand out.
-    change = torch.where(fallen.isfinite(), fallen.abs(), s["jitter"])
-    jitter = torch.lerp(s["jitter"], change, 1 - FAST)
-    usual = torch.maximum(jitter / (1 - FAST ** s["steps"].clamp_min(1)), s["predicted"])
-    highest = s["highest_loss"]
-    usual = torch.maximum(usual, _rounding(highest))
-    is_ruined = ~fallen.isnan() & (loss - highest > _RUIN * usual)
-    new = torch.where(s["steps"] > 0, torch.fmax(highest, loss), loss)
-    return jitter, torch.where(is_ruined, highest, new), is_ruined
+    highest, size = s["highest_loss"], fallen.abs()
+    # What drowns in rounding is no change: on a plateau none is usual.
+    is_told = size.isfinite() & (size > _rounding(highest))
+    jitter = torch.where(is_told, torch.lerp(s["jitter"], size, 1 - FAST), s["jitter"])
+    jitters = torch.where(
+        is_told, torch.lerp(s["jitters"], torch.ones_like(size), 1 - FAST), s["jitters"]
+    )
+    usual = torch.maximum(safe_ratio(jitter, jitters), s["predicted"])
+    is_far = (is_told & (loss - highest > _SPIKE * usual)) | (fallen == -torch.inf)
+    is_spike = is_far & (s["is_spike"] == 0)
+    # Neither the way up nor the way back is usual.
+    is_calm = ~is_spike & (s["is_spike"] == 0)
+    return {
+        "highest_loss": torch.fmax(highest, loss.where(loss.isfinite(), torch.nan)),
+        "jitter": torch.where(is_calm, jitter, s["jitter"]),
+        "jitters": torch.where(is_calm, jitters, s["jitters"]),
+        "is_spike": is_spike.to(loss),
+    }
 
 
 def _rounding(loss: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from learned_opt.meta.hitting_time import divergence_cost, step_cost, unreached
 from learned_opt.meta.horizons import Horizon
 from learned_opt.meta.objectives import gap_unit
 from learned_opt.tasks.base import Problems, Task
-from learned_opt.trees import Tree, depth, flatten, replace_rows, select, unflatten
+from learned_opt.trees import Tree, flatten, num_matrices, replace_rows, select, unflatten
 from learned_opt.unroll import loss_and_grads
 
 _DIVERGENCE = 1e4
@@ -249,7 +249,7 @@ class Arena:
             self.actuator.init(
                 point,
                 learning_rate=seen.new_full((num_lanes,), 1e-2),
-                depth=depth(problems.params),
+                num_matrices=num_matrices(problems.params),
             ),
         )
         zeros = torch.zeros(num_lanes, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from learned_opt.actuators import get_actuator
 from learned_opt.errors import require
 from learned_opt.rules.base import Rule, register_rule
-from learned_opt.trees import Params, Tree, depth, flatten, num_problems, unflatten
+from learned_opt.trees import Params, Tree, flatten, num_matrices, num_problems, unflatten
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 HEADS = ("clip", "squash", "argmax")
@@ -201,7 +201,7 @@ class PolicyRule(Recurrent, Rule):
         for name, point in self._units(params).items():
             rate = point.new_full((len(point),), self.learning_rate)
             lanes = point.shape if self.actuator.per_coordinate else point.shape[:1]
-            actuator = first(point, learning_rate=rate, depth=depth(params))
+            actuator = first(point, learning_rate=rate, num_matrices=num_matrices(params))
             state[name] = {"actuator": actuator, **self.init_memory(lanes)}
         return state
 

@@ -229,7 +229,7 @@ def test_a_steady_radius_goes_by_the_clock_whatever_the_losses_are_below_the_fir
     state = rule.init(x)
     for count in range(1, 30):
         grads = {"x": torch.randn(2, 4, generator=rng).double()}
-        # The first is so high that none after it is a ruin.
+        # The first is so high that none after it is a spike.
         loss = torch.randn(2, generator=rng).double() + 9.0 * (count == 1)
         updates, state = rule(grads, state, x, loss=loss, rng=rng)
         radius = state["all"]["actuator"]["radius"]
