@@ -16,18 +16,6 @@ from _ways_runs import WAYS, Measured
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-
-def mean_times(found: Sequence[Measured]) -> dict[str, Times]:
-    """Geometric mean over seeds of the steps, mean of the shares solved."""
-    return {
-        label: Times(
-            means=np.exp(np.mean([np.log(each.times[label].means) for each in found], axis=0)),
-            solved=float(np.mean([each.times[label].solved for each in found])),
-        )
-        for label in found[0].times
-    }
-
-
 HEADER = (
     "trained by",
     "seed",
@@ -40,6 +28,17 @@ HEADER = (
     "solved, trained",
     "unseen",
 )
+
+
+def mean_times(found: Sequence[Measured]) -> dict[str, Times]:
+    """Geometric mean over seeds of the steps, mean of the shares solved."""
+    return {
+        label: Times(
+            means=np.exp(np.mean([np.log(each.times[label].means) for each in found], axis=0)),
+            solved=float(np.mean([each.times[label].solved for each in found])),
+        )
+        for label in found[0].times
+    }
 
 
 def by_way(found: Sequence[Measured]) -> dict[str, list[Measured]]:

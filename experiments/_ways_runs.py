@@ -173,9 +173,9 @@ def batched(parts: Sequence[Part]) -> tuple[list[Task], tuple[float, ...]]:
     return [mixture, *(part.task for part in others)], weights
 
 
-def all_parts() -> list[Part]:
-    """What all ways are trained on."""
-    return picked(get_preset("controller").mixture(), PARTS)
+def all_parts(*, small: bool = False) -> list[Part]:
+    """What all ways are trained on, or one part in five of it."""
+    return picked(get_preset("controller").mixture(), PARTS[:: 5 if small else 1])
 
 
 def configured(job: Job, parts: Sequence[Part]) -> tuple[list[Task], TrainConfig]:
@@ -215,7 +215,7 @@ def train(job: Job) -> Timed:
     summary = job.folder / "trained.json"
     if summary.exists():
         return Timed(**json.loads(summary.read_text()))
-    way, parts = WAYS[job.way], all_parts()[:: 5 if job.small else 1]
+    way, parts = WAYS[job.way], all_parts(small=job.small)
     tasks, config = configured(job, parts)
     held_out = draw_held_out(
         [part.task for part in parts], 8, dtype=config.torch_dtype, device=config.device

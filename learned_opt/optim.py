@@ -329,7 +329,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 == {k: v.shape for k, v in expected.items()},
                 f"the loaded optimizer state does not fit the rule '{self.rule.name}' on these "
                 "parameters: it must come from a LearnedOptimizer with the same rule, guard and "
-                "shapes",
+                "shapes, of the same version of learned_opt",
             )
             device = group["params"][0].device
             loaded = {

@@ -45,9 +45,9 @@ _BACK = 0.75
 _FIRST = 0.1
 """First radius over the length of the parameters."""
 _TIMED = 0.4
-"""First length by the clock over that of the parameters if all had their mean magnitude. A tuned
-learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all kinds; over the
-length of the parameters it differs more, since an embedding may be most of that."""
+"""First length by the clock, of three matrices, over that of the parameters if all had their mean
+magnitude. A tuned learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all
+kinds; over the length of the parameters it differs more, since an embedding may be most of that."""
 _FEWEST, _USUAL, _MOST = 2, 3, 7
 """Matrices, as in networks that are trained on; the middle one is for what has none. A share of
 each of L factors changes their product by about L times as much (Bernstein et al. 2020,
@@ -79,9 +79,14 @@ class TrustRegion(Actuator):
     one, shorter where gradients disagree; and the momentum may average ten times as many gradients,
     from 10 to 100.
 
-    One thing is not for decisions to say: a step after which the loss is higher than ever before,
-    by more than twice its usual change, is undone, and from then on the clock goes by half the
-    magnitude.
+    One thing is not for decisions to say. Where losses are given, a step to a spike is undone for
+    the most part, and from then on the clock goes by half the magnitude. A spike is a loss above
+    all before it by more than twice its usual change (a mean with decay 0.9 over all that are not
+    rounding, this one included) and by more than twice what the step had promised; the loss after
+    an undone step is none. Of runs of white noise a fiftieth has one, early.
+
+    The clock asks for the number of matrices among the parameters that are steered together; where
+    it is not known, as in a mixture of problems, it takes them for three.
 
     Everything scales: $f \to a f + b$ changes nothing, nor does $x \to c x$ if the start does not
     lie at the origin. The first radius is a share of the length of the parameters, so there is no

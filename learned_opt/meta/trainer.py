@@ -161,6 +161,7 @@ class _Run:
             **config.to_json(),
             "rule": rule.name,
             "rule_config": {k: v for k, v in rule.config().items() if k not in theta},
+            "feature_schema": rule.feature_schema,
             "tasks": [task.name for task in tasks],
             "dims": [task.dim for task in tasks],
             "first_losses": [_first_losses(task) for task in tasks],
@@ -341,9 +342,9 @@ class _Run:
         """
         path = self.checkpoint_path
         saved = read_checkpoint(path, device=self.config.device)
-        # A setting that is younger than the checkpoint had its default. How often to save changes
-        # nothing of what is computed.
-        younger = TrainConfig().to_json()
+        # A setting that is younger than the checkpoint had its default, and what is observed was
+        # the same. How often to save changes nothing of what is computed.
+        younger = {**TrainConfig().to_json(), "feature_schema": self.rule.feature_schema}
         free = {"checkpoint_seconds": self.config.checkpoint_seconds}
         require_same_settings(path, {**younger, **saved["settings"], **free}, self.settings)
         try:

@@ -353,7 +353,7 @@ def test_the_unit_of_the_step_size_is_the_tasks():
     assert_close(rate, torch.full((2,), 0.1 / get_task("rosenbrock").smoothness).double())
 
 
-def test_an_actuator_is_told_the_depth():
+def test_an_actuator_is_told_the_number_of_matrices():
     core = make_core(
         get_actuator("trust_region"), task="deep_linear", task_settings={"depth": 6}, compile=False
     )

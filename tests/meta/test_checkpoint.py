@@ -319,6 +319,19 @@ def test_layouts_survive(tmp_path):
     assert read_checkpoint(tmp_path / "c.pt")["tensor"].stride() == transposed.stride()
 
 
+def test_a_run_of_a_rule_that_saw_something_else_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Its state may not even fit, such as after a change of an actuator."""
+    train(tmp_path)
+    monkeypatch.setattr(CoordinatewiseLSTM, "feature_schema", "another")
+    with pytest.raises(LearnedOptError, match=r"feature_schema: '[0-9a-f]+' there, 'another' here"):
+        train(tmp_path, resume=True)
+    # One from before this was noted is taken as it is.
+    content = read_checkpoint(tmp_path / "checkpoint.pt")
+    del content["settings"]["feature_schema"]
+    write_checkpoint(tmp_path / "checkpoint.pt", content)
+    train(tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("saved", "current", "said"),
     [
