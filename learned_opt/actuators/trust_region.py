@@ -206,7 +206,7 @@ class TrustRegion(Actuator):
             "predicted": scalar,
             "loss": scalar,
             "best_loss": scalar,
-            "highest_loss": torch.full_like(scalar, torch.nan),
+            "highest_loss": torch.full_like(scalar, -torch.inf),
             "jitter": scalar,
             "jitters": scalar,
             "is_spike": scalar,
