@@ -16,13 +16,14 @@ from learned_opt.actuators.base import (
     clip_to,
     register_actuator,
 )
+from learned_opt.actuators.moves import combined, drawn_run
+from learned_opt.actuators.spikes import look_for_spike, rounding
 from learned_opt.actuators.survey import (
     FAST,
     SLOW,
     averages,
     count_active,
     outside,
-    product_with,
     survey,
 )
 from learned_opt.errors import require
@@ -38,7 +39,7 @@ from learned_opt.subspace import (
     trust_region_step,
 )
 from learned_opt.trees import Tree
-from learned_opt.workspace import in_pieces, is_long, workspace
+from learned_opt.workspace import is_long, workspace
 
 _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
@@ -53,10 +54,6 @@ _FEWEST, _USUAL, _MOST = 2, 3, 7
 each of L factors changes their product by about L times as much (Bernstein et al. 2020,
 arXiv:2002.03432), so by the clock lengths go by 1 / L."""
 _PATIENCE = math.log(0.1)
-_SPIKE = 2.0
-"""Usual changes of the loss that make a spike of a loss, above the highest so far."""
-_RUNS = 32
-"""Noise falls on one part in so many of a long vector at a step."""
 
 
 @final
@@ -262,7 +259,7 @@ class TrustRegion(Actuator):
         fallen = s["loss"] - loss
         is_known = ~is_first & ~fallen.isnan()
         # A decrease that drowns in the rounding of the loss is taken from gradients, too.
-        is_resolved = s["predicted"] > _rounding(loss)
+        is_resolved = s["predicted"] > rounding(loss)
         by_slopes = -0.5 * (seen.along_last + seen.old_along_last)
         decrease = torch.where(is_known & is_resolved, fallen, by_slopes)
         best_loss = torch.where(is_first, loss, torch.fmin(s["best_loss"], loss))
@@ -275,7 +272,7 @@ class TrustRegion(Actuator):
         swing = torch.lerp(s["swing"], decrease.abs(), 1 - FAST)
         first_norm = torch.where(is_first, norm, s["first_norm"])
         least_norm = torch.where(is_first, norm, torch.minimum(norm, s["least_norm"]))
-        spike = _look_for_spike(s, loss, fallen.where(is_known, torch.nan))
+        spike = look_for_spike(s, loss, fallen.where(is_known, torch.nan))
         # At the origin nothing tells a unit; parameters of networks have some hundredths.
         scale = torch.where(size > 0, _FIRST * size, 0.02 * active.sqrt())
         unit = torch.where(s["unit"] > 0, s["unit"], 0.15 * active.sqrt())
@@ -429,11 +426,11 @@ class TrustRegion(Actuator):
         # In a workspace there are no transforms, so values may be looked at.
         shaken, run = shake * radius * stays, None
         if is_long(grads) and bool(shake.any()):
-            run = _drawn_run(shaken, grads.shape[1], noise)
+            run = drawn_run(shaken, grads.shape[1], noise)
         elif workspace() is None or bool(shake.any()):
             by.append(shaken * grads.shape[1] ** -0.5)
             vectors.append(noise(grads.shape[1]))
-        move, length, along = _combined(vectors, by, last=len(steps) + 1, run=run)
+        move, length, along = combined(vectors, by, last=len(steps) + 1, run=run)
         is_inside = trusted.is_inside.to(grads.dtype)
         new: Tree = {
             **{name: leaf for name, leaf in state.items() if name != "model"},
@@ -471,46 +468,6 @@ def _nominal_radius(
         torch.where(is_first, first, s["first_radius"]),
         (~is_first & (ratio < 0)).to(old),
     )
-
-
-def _look_for_spike(s: dict[str, Tensor], loss: Tensor, fallen: Tensor) -> dict[str, Tensor]:
-    """Whether the loss is far higher than ever, by its usual change.
-
-    That is the mean size of the changes so far, this one included, so the first two can be none;
-    or what was promised, if that is more. Changes of the loss, not of what gradients say, which
-    know nothing of its noise. After a spike the step is undone, so what follows is none.
-
-    Args:
-        s: state.
-        loss: ``[N]``.
-        fallen: ``[N]`` by how much it fell; NaN if that is not known.
-
-    Returns:
-        New entries of the state, ``[N]`` each.
-    """
-    highest, size = s["highest_loss"], fallen.abs()
-    # What drowns in rounding is no change: on a plateau none is usual.
-    is_told = size.isfinite() & (size > _rounding(highest))
-    jitter = torch.where(is_told, torch.lerp(s["jitter"], size, 1 - FAST), s["jitter"])
-    jitters = torch.where(
-        is_told, torch.lerp(s["jitters"], torch.ones_like(size), 1 - FAST), s["jitters"]
-    )
-    usual = torch.maximum(safe_ratio(jitter, jitters), s["predicted"])
-    is_far = (is_told & (loss - highest > _SPIKE * usual)) | (fallen == -torch.inf)
-    is_spike = is_far & (s["is_spike"] == 0)
-    # Neither the way up nor the way back is usual.
-    is_calm = ~is_spike & (s["is_spike"] == 0)
-    return {
-        "highest_loss": torch.fmax(highest, loss.where(loss.isfinite(), torch.nan)),
-        "jitter": torch.where(is_calm, jitter, s["jitter"]),
-        "jitters": torch.where(is_calm, jitters, s["jitters"]),
-        "is_spike": is_spike.to(loss),
-    }
-
-
-def _rounding(loss: Tensor) -> Tensor:
-    """Changes of a loss that mean nothing."""
-    return 16 * torch.finfo(loss.dtype).eps * loss.abs()
 
 
 def _trusted_weights(
@@ -553,62 +510,6 @@ def _trusted_weights(
     outer = (trusted.coefficients[:, -1] * bend)[:, None] * mix
     on_steps = trusted.coefficients[:, None, :-1] @ seen["frame"] - outer[:, None] @ seen["inside"]
     return torch.cat((outer, on_steps[:, 0]), dim=1) * length[:, None], trusted
-
-
-def _combined(
-    vectors: list[Tensor], by: list[Tensor], *, last: int, run: tuple[int, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add vectors up, and what is added to a run of coordinates of a long one.
-
-    Returns:
-        Their sum by weights, zero where it is not finite; and, without a graph, its length and its
-        product with the vector at the place `last`.
-    """
-
-    def work(
-        *vectors: Tensor, out: tuple[Tensor | None, ...]
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        move = torch.mul(vectors[0], by[0][:, None], out=out[0])
-        for vector, weight in zip(vectors[1:], by[1:], strict=True):
-            move = torch.addcmul(move, vector, weight[:, None], out=out[0])
-        if out[0] is None:
-            move = torch.where(torch.isfinite(move), move, 0.0)
-        known = move.detach()
-        square = torch.linalg.vector_norm(known, dim=1).square()
-        return [square, product_with(known[:, None], vectors[last])[:, 0]], (move,)
-
-    (square, along), (move,) = in_pieces(work, *vectors, out=1)
-    if run is not None:
-        start, values = run
-        own, other = (v[:, start : start + values.shape[1]] for v in (move, vectors[last]))
-        square = (square + dot(values, 2 * own + values)).clamp_min(0)
-        along = along + dot(values, other)
-        own += values
-    if is_long(move) and not bool(square.isfinite().all()):
-        move = torch.where(torch.isfinite(move), move, 0.0)
-        square = torch.linalg.vector_norm(move, dim=1).square()
-        along = dot(move, vectors[last])
-    return move, square.sqrt(), along
-
-
-def _drawn_run(size: Tensor, length: int, noise: Noise) -> tuple[int, Tensor]:
-    """Noise on a run of coordinates by chance: where it starts, and ``[1, R]`` numbers.
-
-    Every coordinate is as likely, and over time noise is as long and as isotropic, as if some fell
-    on all of them, which takes longer to draw than the whole step.
-
-    Args:
-        size: ``[1]`` root mean square of the noise's length.
-        length: of the vector.
-        noise: source of random numbers.
-    """
-    width = -(-length // _RUNS)
-    count = -(-length // width)
-    drawn = noise(width + 1)
-    # A normal number's place among all is uniform.
-    place = min(int(count * torch.special.ndtr(drawn[0, -1].double())), count - 1)
-    values = drawn[:, : min(width, length - width * place)]
-    return width * place, values * (size * (count / length) ** 0.5)[:, None]
 
 
 def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
