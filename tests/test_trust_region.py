@@ -96,6 +96,7 @@ class Straightforward:
             "loss": scalar,
             "best_loss": scalar,
             "losses": params.new_zeros(len(params), 0),
+            "norms": params.new_zeros(len(params), 0),
             "usual_changes": params.new_zeros(len(params), 0),
             "is_spike": scalar,
             "curvature": scalar,
@@ -208,6 +209,7 @@ class Straightforward:
             "loss": loss,
             "best_loss": best_loss,
             "losses": torch.cat((before, loss[:, None]), 1),
+            "norms": torch.cat((s["norms"], norm[:, None]), 1),
             "usual_changes": torch.cat((usual_changes, leap[:, None]), 1),
             "is_spike": is_spike.to(loss),
             "curvature": largest,
@@ -233,7 +235,15 @@ class Straightforward:
         seen: dict[str, Tensor] = state["model"]
         last, largest = s["step"], s["curvature"]
         a = action.to(grads).unbind(1)
-        timed, steady = 0.4 * s["unit"] / s["steps"].sqrt(), a[9].clamp_min(0)
+        # Means of the gradient's norms up to each step, every term written out.
+        norms = s["norms"]
+        means = []
+        for count in range(1, norms.shape[1] + 1):
+            by = _FAST ** torch.arange(count - 1, -1, -1).to(norms)
+            means.append((norms[:, :count] * by).sum(1) / by.sum())
+        means = torch.stack(means, 1)
+        share = means[:, -1] / means.amax(1) / norms.shape[1]
+        timed, steady = 0.17 * s["unit"] * share.sqrt().sqrt(), a[9].clamp_min(0)
         radius = s["radius"] ** (1 - steady) * timed**steady * (2 * a[0]).exp()
         gain = (1.5 * a[4]).exp()
         whole = a[6].clamp_min(0)

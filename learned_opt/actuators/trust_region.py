@@ -45,7 +45,7 @@ _SHRINK, _GROW = math.log(0.35), math.log(2.5)
 _BACK = 0.75
 _FIRST = 0.1
 """First radius over the length of the parameters."""
-_TIMED = 0.4
+_TIMED = 0.17
 """First length by the clock, of three matrices, over that of the parameters if all had their mean
 magnitude. A tuned learning rate of AdamW is 0.2 to 0.7 times the mean magnitude on networks of all
 kinds; over the length of the parameters it differs more, since an embedding may be most of that."""
@@ -72,9 +72,11 @@ class TrustRegion(Actuator):
     steps, mix the direction outside, add noise, and undo a bad step. Where minibatches drown the
     decrease of the loss in noise, three more matter: the radius may go by the clock instead of by
     what the last prediction was worth, as a share of the parameters' mean magnitude over the number
-    of matrices and the root of the number of steps; Adam's step may take the place of the trusted
-    one, shorter where gradients disagree; and the momentum may average ten times as many gradients,
-    from 10 to 100.
+    of matrices; Adam's step may take the place of the trusted one, shorter where gradients
+    disagree; and the momentum may average ten times as many gradients, from 10 to 100. The clock's
+    share goes down with the fourth root of the number of steps, and of the gradient's norm (a mean
+    with decay 0.9) under its highest so far: little where much is left to do, more where a network
+    nearly fits its data.
 
     One thing is not for decisions to say. Where losses are given, a step to a spike is undone for
     the most part, and from then on the clock goes by half the magnitude. A spike is a loss above
@@ -107,7 +109,7 @@ class TrustRegion(Actuator):
     """
 
     name: ClassVar[str] = "trust_region"
-    revision = 1
+    revision = 2
     needs_loss: ClassVar[bool] = False
 
     def __init__(self, *, memory: int = 4) -> None:
@@ -218,6 +220,8 @@ class TrustRegion(Actuator):
             "inside_lately": scalar,
             "steps": scalar,
             "earlier": scalar,
+            "level": scalar,
+            "highest_level": scalar,
             "forgets": torch.full_like(scalar, 1 - FAST),
             "remembers": scalar,
         }
@@ -281,6 +285,7 @@ class TrustRegion(Actuator):
         radius, first_radius, is_bad = _nominal_radius(s, ratio, stride, scale, is_first)
         held = torch.where(is_first, first_radius, s["radius"])
         fading = 1 - SLOW**count
+        level = torch.lerp(s["level"], norm, (1 - FAST) / (1 - FAST**count))
         # Like quantities are stacked: at small sizes it is calls that cost, not numbers.
         growth, since_start, over_least, wide, widened, strode, steep, spread, kept = _log_ratio(
             torch.stack((
@@ -356,6 +361,8 @@ class TrustRegion(Actuator):
             "curvature": largest,
             "first_norm": first_norm,
             "least_norm": least_norm,
+            "level": level,
+            "highest_level": torch.maximum(s["highest_level"], level),
             "surprise": surprise,
             "fall": fall,
             "swing": swing,
@@ -385,7 +392,8 @@ class TrustRegion(Actuator):
         a = action.to(grads).unbind(1)
         # Where noise decides how a step turned out, the radius had better go by the clock.
         tiny = torch.finfo(s["radius"].dtype).tiny
-        timed = _TIMED * s["unit"] * (s["earlier"] + s["steps"]).rsqrt()
+        level = safe_ratio(s["level"], s["highest_level"])
+        timed = _TIMED * s["unit"] * (level / (s["earlier"] + s["steps"])) ** 0.25
         # Logarithms have a slope however short the radius is; it is divided by, so it is not zero.
         nominal, timed = (r.clamp_min(tiny).log() for r in (s["radius"], timed))
         radius = torch.lerp(nominal, timed, a[9].clamp_min(0))

@@ -16,7 +16,8 @@ def learning_rate_factors(rule: Rule) -> dict[str, float]:
     """The learning rate of each trainable parameter, over that of the settings.
 
     Args:
-        rule: its modules may carry ``learning_rate_factor``, see `Rule`; factors multiply.
+        rule: its modules may carry ``learning_rate_factor`` and ``bias_learning_rate_factor``, see
+            `Rule`; factors multiply.
 
     Returns:
         Name, as in `named_parameters`, -> a positive number.
@@ -27,6 +28,8 @@ def learning_rate_factors(rule: Rule) -> dict[str, float]:
         for name in factors:
             if name.startswith(inside):
                 factors[name] *= float(getattr(module, "learning_rate_factor", 1.0))
+            if name == inside + "bias":
+                factors[name] *= float(getattr(module, "bias_learning_rate_factor", 1.0))
     return factors
 
 

@@ -174,7 +174,7 @@ def _controller_mixture() -> list[Part]:
 
 
 def _small_nets() -> list[Part]:
-    """Perceptrons trained from minibatches, from 385 to 2,410 weights.
+    """Perceptrons trained from minibatches, from 385 to 6,010 weights.
 
     A net is given targets that it can reach: with those of the other tasks it would wait for most
     of them in vain, and what it could win would not show.
@@ -204,6 +204,11 @@ def _small_nets() -> list[Part]:
         # More data, so that much is left to learn when the horizon comes.
         net((16,), "relu", 1e-2, batch_size=32, num_train=500, init_std=0.12),
         rescaled(net((12, 12), "tanh", 1e-2, batch_size=16, num_train=500, init_std=0.15)),
+        # Larger and deeper ones.
+        net((40, 40), "relu", 1e-3, batch_size=64, num_train=256, init_std=0.09),
+        net((24,) * 4, "relu", 1e-3, batch_size=32, num_train=256, init_std=0.12),
+        net((16,) * 6, "relu", 1e-2, batch_size=32, num_train=256, init_std=0.16),
+        net((80,), "relu", 1e-3, batch_size=64, num_train=256, init_std=0.08),
     ]
 
 

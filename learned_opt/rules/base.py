@@ -31,7 +31,8 @@ class Rule(nn.Module, ABC):
         feature_schema: digest of what a learned rule sees; empty for a hand-made one.
 
     A module inside a rule may carry ``learning_rate_factor``, a positive number: meta-training
-    moves its parameters at that many times the learning rate of the settings.
+    moves its parameters at that many times the learning rate of the settings; and, for its own
+    bias on top of that, ``bias_learning_rate_factor``.
     """
 
     name: ClassVar[str]

@@ -226,14 +226,18 @@ def test_a_steady_radius_goes_by_the_clock_whatever_the_losses_are_below_the_fir
     # One large parameter does not make the steps of the others longer, as it would in the length.
     x = {"x": torch.tensor([[3.0, -3.0, 3.0, -3.0], [9.0, -1.0, 1.0, 1.0]]).double()}
     rule, rng = by_the_clock(), torch.Generator().manual_seed(0)
-    state = rule.init(x)
+    state, level, highest = rule.init(x), 0.0, 0.0
     for count in range(1, 30):
         grads = {"x": torch.randn(2, 4, generator=rng).double()}
+        # A mean with decay 0.9, of all so far, over the highest that it ever was.
+        level = 0.9 * level + 0.1 * grads["x"].norm(dim=1)
+        highest = (level / (1 - 0.9**count)).clamp_min(highest)
         # The first is so high that none after it is a spike.
         loss = torch.randn(2, generator=rng).double() + 9.0 * (count == 1)
         updates, state = rule(grads, state, x, loss=loss, rng=rng)
         radius = state["all"]["actuator"]["radius"]
-        assert_close(radius, torch.full_like(radius, 0.4 * 3.0 * 2) / count**0.5)
+        fallen = level / (1 - 0.9**count) / highest
+        assert_close(radius, 0.17 * 3.0 * 2 * (fallen / count) ** 0.25)
         x = {"x": x["x"] + updates["x"].detach()}
 
 
