@@ -107,7 +107,7 @@ class Controller(PolicyRule):
         )
         # What is best on average belongs into the bias: there from the first step, and whatever the
         # memory does.
-        self.amid_noise.layers[-1].bias_learning_rate_factor = _BIAS_FACTOR
+        self.amid_noise.layers[-1].bias_learning_rate_factor = _BIAS_FACTOR  # type: ignore[assignment]
         # Not by the size: most problems with noise that it is trained on are the largest of all.
         assert self.actuator.features[-1].name == "size"
         self.judge = Recurrent().build((features - 1, 1), lstm_units=_JUDGE_UNITS, seed=seed + 2)
