@@ -16,7 +16,7 @@ from learned_opt.trees import Tree
 
 _OUTPUT_SCALE = 0.01
 _JUDGE_UNITS = 8
-_AMID_NOISE_FACTOR, _WITHOUT_MEMORY, _BIAS_FACTOR = 0.05, 0.25, 20.0
+_AMID_NOISE_FACTOR, _WITHOUT_MEMORY = 0.05, 0.25
 _SMALL, _LARGE = math.log(100) / 10, math.log(1000) / 10  # as the actuator says a size
 
 
@@ -107,7 +107,8 @@ class Controller(PolicyRule):
         )
         # What is best on average belongs into the bias: there from the first step, and whatever the
         # memory does.
-        self.amid_noise.layers[-1].bias_learning_rate_factor = _BIAS_FACTOR  # type: ignore[assignment]
+        back = 1 / self.amid_noise.learning_rate_factor
+        self.amid_noise.layers[-1].bias_learning_rate_factor = back  # type: ignore[assignment]
         # Not by the size: most problems with noise that it is trained on are the largest of all.
         assert self.actuator.features[-1].name == "size"
         self.judge = Recurrent().build((features - 1, 1), lstm_units=_JUDGE_UNITS, seed=seed + 2)

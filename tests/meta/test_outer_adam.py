@@ -32,13 +32,15 @@ CONFIG = TrainConfig(
 )
 
 
-def test_the_net_for_noise_learns_at_a_twentieth_of_the_rate_wherever_it_is():
-    rule = get_rule("controller", lstm_units=4)
+@pytest.mark.parametrize(("remembers", "rate"), [(True, 0.05), (False, 0.25)])
+def test_the_net_for_noise_learns_slowly_wherever_it_is_but_for_its_bias(remembers, rate):
+    rule = get_rule("controller", lstm_units=4, noise_remembers=remembers)
+    last = f"layers.{len(rule.amid_noise.layers) - 1}.bias"
     for prefix, whole in (("", rule), ("rule.", Guarded(rule, "adam"))):
         for name, factor in learning_rate_factors(whole).items():
             # But for the bias of its decisions, in which what is best on average belongs.
-            own = name.startswith(f"{prefix}amid_noise.") and not name.endswith("layers.0.bias")
-            assert factor == (0.05 if own else 1), name
+            own = name.startswith(f"{prefix}amid_noise.") and not name.endswith(last)
+            assert factor == (rate if own else 1), name
 
 
 def test_factors_of_modules_within_modules_multiply():
